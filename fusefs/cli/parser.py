@@ -1,0 +1,65 @@
+"""How commands are declared: `--store` and `--debug` before or after the command's name, errors in one line."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import SUPPRESS, Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fusefs.cli.output import escape
+
+if TYPE_CHECKING:
+    from argparse import _SubParsersAction
+
+    Commands = _SubParsersAction["Parser"]
+
+Run = Callable[[Namespace], None]
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose error is one line."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        """One line; exit code 2."""
+        self.exit(2, f"chatfs: {escape(message)}: see {self.prog} -h\n")
+
+
+def add_global(parser: Parser, *, top: bool = False) -> None:
+    """The options that every command has; a command's own namespace must not undo what stood before its name."""
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        default=None if top else SUPPRESS,
+        help="file:///path or a path (default: $CHATFS_STORE, or chatfs in the user's data directory)",
+    )
+    parser.add_argument(
+        "--debug",
+        action="store_true",
+        default=False if top else SUPPRESS,
+        help="show tracebacks; with mount, log every request",
+    )
+
+
+def add_command(commands: Commands, name: str, run: Run, summary: str, *, details: str = "") -> Parser:
+    """Declare a command that `run` does."""
+    text = f"{summary[0].upper()}{summary[1:]}. {details}".strip()
+    parser = commands.add_parser(name, help=summary, description=text)
+    add_global(parser)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def add_group(commands: Commands, name: str, summary: str) -> Commands:
+    """Declare a command that is a word before others."""
+    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+    add_global(parser)
+    return parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+
+def add_json(parser: Parser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")

@@ -1,0 +1,132 @@
+"""`chatfs workspace …`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING, Any
+
+from fusefs.cli.output import size_text, write_fields, write_json, write_line, write_table
+from fusefs.cli.parser import add_command, add_group, add_json
+from fusefs.cli.targets import actor, in_store, size, workspace_name
+from store.library import Store
+from store.metadata import workspace_summary
+from store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from fusefs.cli.parser import Commands
+
+
+def add(commands: Commands) -> None:
+    """Declare the commands."""
+    group = add_group(commands, "workspace", "make, list, change and remove workspaces")
+
+    parser = add_command(group, "create", in_store(_create, makes=True), "make a workspace")
+    parser.add_argument("name", metavar="NAME")
+    parser.add_argument("--quota", type=size, default=0, metavar="SIZE", help="bytes that it may use, such as 10G")
+    add_json(parser)
+
+    parser = add_command(group, "ls", in_store(_ls), "list the workspaces")
+    add_json(parser)
+
+    parser = add_command(group, "show", in_store(_show), "show a workspace with its usage")
+    parser.add_argument("name", metavar="NAME", type=workspace_name)
+    add_json(parser)
+
+    parser = add_command(group, "quota", in_store(_quota), "show or set how many bytes a workspace may use")
+    parser.add_argument("name", metavar="NAME", type=workspace_name)
+    parser.add_argument(
+        "size", metavar="SIZE", nargs="?", type=size, help="such as 10G, 500M, 1024; none or 0 for none"
+    )
+    add_json(parser)
+
+    parser = add_command(group, "rename", in_store(_rename), "give a workspace another name")
+    parser.add_argument("name", metavar="NAME", type=workspace_name)
+    parser.add_argument("new", metavar="NEW")
+
+    parser = add_command(group, "rm", in_store(_rm), "remove a workspace that has no chats outside its trash")
+    parser.add_argument("name", metavar="NAME", type=workspace_name)
+
+
+def _summary(workspace: Workspace) -> dict[str, Any]:
+    return workspace_summary(workspace.state, workspace.space.head)
+
+
+async def _create(store: Store, args: Namespace) -> None:
+    workspace = await store.create_workspace(args.name, actor(), quota_bytes=args.quota)
+    if args.json:
+        write_json(_summary(workspace))
+    else:
+        write_line(f"made workspace {args.name}")
+
+
+async def _ls(store: Store, args: Namespace) -> None:
+    found = [_summary(workspace) for workspace in await store.workspaces()]
+    if args.json:
+        write_json(found)
+        return
+    rows = [
+        (
+            each["name"],
+            each["title"],
+            str(each["chats"]["chats"]),
+            str(each["chats"]["archive"]),
+            _quota_text(each["quota_bytes"]),
+            each["updated"],
+        )
+        for each in found
+    ]
+    write_table(("NAME", "TITLE", "CHATS", "ARCHIVED", "QUOTA", "UPDATED"), rows)
+
+
+async def _show(store: Store, args: Namespace) -> None:
+    workspace = await store.workspace(args.name)
+    found = _summary(workspace) | {"usage_bytes": await workspace.usage()}
+    if args.json:
+        write_json(found)
+        return
+    chats = found["chats"]
+    write_fields(
+        [
+            ("name", found["name"]),
+            ("id", found["id"]),
+            ("title", found["title"]),
+            ("labels", ", ".join(found["labels"])),
+            ("user", found["user"]),
+            ("created", found["created"]),
+            ("updated", found["updated"]),
+            ("chats", f"{chats['chats']}, {chats['archive']} archived, {chats['trash']} in the trash"),
+            ("usage", size_text(found["usage_bytes"])),
+            ("quota", _quota_text(found["quota_bytes"])),
+        ]
+    )
+
+
+def _quota_text(quota: int) -> str:
+    return size_text(quota) if quota else "none"
+
+
+async def _quota(store: Store, args: Namespace) -> None:
+    workspace = await store.workspace(args.name)
+    if args.size is not None:
+        await workspace.change(actor(), quota_bytes=args.size)
+        await workspace.space.sync()
+    quota = (await workspace.load()).quota_bytes
+    usage = await workspace.usage()
+    if args.json:
+        write_json({"quota_bytes": quota, "usage_bytes": usage})
+    else:
+        write_fields([("quota", _quota_text(quota)), ("usage", size_text(usage))])
+
+
+async def _rename(store: Store, args: Namespace) -> None:
+    workspace = await store.workspace(args.name)
+    await store.rename_workspace(workspace, args.new, actor())
+    await workspace.space.sync()
+    write_line(f"renamed workspace {args.name} to {args.new}")
+
+
+async def _rm(store: Store, args: Namespace) -> None:
+    workspace = await store.workspace(args.name)
+    await workspace.trash(actor())
+    await workspace.space.sync()
+    write_line(f"removed workspace {args.name}")

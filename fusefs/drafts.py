@@ -1,0 +1,89 @@
+"""A file's bytes that were written and aren't committed yet.
+
+They are kept in a staging of the blob store (`drafts/` on disk), so that they outlive a crash. A draft either stands
+for the whole file, or, while everything was written through appending handles, only for what was added at its end.
+
+Concurrency: no awaits but in `discard`; who commits holds the node's lock, and takes bytes and marks in one step.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from store.errors import StoreError
+
+if TYPE_CHECKING:
+    from fusefs.callers import Caller
+    from fusefs.nodes.projected import Base
+    from store.driver import Staging
+
+
+class Draft:
+    """Uncommitted bytes. `written`: since the last commit. `emptied`: truncated since, which alone commits only at the
+    last close, because a shell closes a duplicate of `> file` before anything is written to it. `lost`: where a write
+    failed, and with what, until it is repeated: a text with a hole isn't committed. `told`: a close was refused, so the
+    program knows that it isn't saved.
+    """
+
+    __slots__ = ("actor", "base", "emptied", "lost", "mtime_ns", "partial", "process", "staging", "told", "written")
+
+    def __init__(self, staging: Staging, caller: Caller, *, partial: bool = False, base: Base = None) -> None:
+        self.staging = staging
+        self.actor = caller.actor
+        self.process = caller.process
+        self.partial = partial
+        self.base = base
+        self.written = False
+        self.emptied = False
+        self.told = False
+        self.lost: tuple[int, Exception] | None = None
+        self.mtime_ns = time.time_ns()
+
+    @property
+    def dirty(self) -> bool:
+        """Whether anything awaits a commit."""
+        return self.written or self.emptied
+
+    def write(self, offset: int, data: bytes) -> int:
+        """Take bytes."""
+        try:
+            taken = self.staging.write(offset, data)
+        except StoreError as error:
+            self.lost = self.lost or (offset, error)
+            raise
+        if self.lost is not None and offset <= self.lost[0] < offset + len(data):
+            self.lost = None
+        self.written = True
+        self.told = False
+        self.mtime_ns = max(self.mtime_ns + 1, time.time_ns())
+        return taken
+
+    def truncate(self, size: int) -> None:
+        """Cut, or lengthen with zeros."""
+        if size != self.staging.size:
+            self.staging.truncate(size)
+        self.emptied = True
+        if self.lost is not None and size <= self.lost[0]:
+            self.lost = None
+        self.mtime_ns = max(self.mtime_ns + 1, time.time_ns())
+
+    def take(self) -> bytes:
+        """All bytes, for a commit: what is written from now on awaits the next. Raises what a write failed with."""
+        if self.lost is not None:
+            raise self.lost[1]
+        self.written = False
+        self.emptied = False
+        return self.staging.read(0, self.staging.size)
+
+    def rescued(self) -> bytes:
+        """The bytes that there are, complete or not."""
+        return self.staging.read(0, self.staging.size)
+
+    def put_back(self) -> None:
+        """The commit failed: the bytes still await one."""
+        self.written = True
+
+    async def discard(self) -> None:
+        """Drop it."""
+        await self.staging.discard()

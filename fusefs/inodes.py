@@ -1,0 +1,96 @@
+"""Inode numbers, and the nodes that the kernel knows.
+
+A number is taken from a BLAKE2b hash of the node's identity, so it is the same after a remount and never means another
+node. The files of one directory differ only in the last four bits, in the order in which a copy must meet them: cp(1)
+sorts what it copies by inode number, and the log has to come before what the log renders. A node stays in the table
+while the kernel has looked it up more often than it forgot it; memory is bounded by what the kernel holds.
+
+Concurrency: no awaits.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from pyfuse3 import ROOT_INODE, FUSEError
+
+from store.model import ChatId, WorkspaceId
+
+if TYPE_CHECKING:
+    from fusefs.nodes.base import Node
+
+_MASK: Final = (1 << 63) - 16
+_PLACES: Final = {
+    "": 0,
+    "history.jsonl": 1,
+    "history.md": 2,
+    "chat.json": 3,
+    "workspace.json": 3,
+    "attachments": 4,
+    "chats": 4,
+    "archive": 5,
+    "trash": 6,
+    "by-id": 7,
+}
+_OTHER: Final = 15
+
+
+def inode_number(identity: str) -> int:
+    """The number for an identity: above 15, below 2**63."""
+    base, _, name = identity.partition("/")
+    place = _PLACES.get(name, _OTHER)
+    hashed = hashlib.blake2b((identity if place == _OTHER else base).encode(), digest_size=8).digest()
+    return max(int.from_bytes(hashed, "big") & _MASK, 16) | place
+
+
+def chat_identity(workspace: WorkspaceId, chat: ChatId) -> str:
+    """What a chat's directory is told by. A copied workspace log may name the same chat again: that is another one."""
+    return f"chat:{workspace}:{chat}"
+
+
+class InodeTable:
+    """Number -> node, for all that the kernel holds, and the handles' nodes."""
+
+    __slots__ = ("_nodes",)
+
+    def __init__(self, root: Node) -> None:
+        self._nodes: dict[int, Node] = {int(ROOT_INODE): root}
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def get(self, ino: int) -> Node:
+        """The node behind a number from the kernel.
+
+        A node that became another (by a rename over it) stands for that.
+        """
+        node = self._nodes.get(ino)
+        if node is None:
+            raise FUSEError(errno.ESTALE)
+        while node.became is not None:
+            node = node.became
+        return node
+
+    def known(self, ino: int) -> Node | None:
+        """The node with this number, if the kernel holds it."""
+        return self._nodes.get(ino)
+
+    def looked_up(self, node: Node) -> None:
+        """A reply is about to name `node`: the kernel's lookup count rises by one."""
+        node.lookups += 1
+        if node.lookups == 1:
+            self._nodes[node.ino] = node
+            node.appeared()
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel dropped `count` of its lookups."""
+        node = self._nodes.get(ino)
+        if node is None or ino == ROOT_INODE:
+            return
+        node.lookups -= count
+        if node.lookups <= 0:
+            node.lookups = 0
+            del self._nodes[ino]
+            node.vanished()

@@ -1,0 +1,290 @@
+"""One mount: what its nodes share, its life from init to unmount.
+
+Concurrency: `serve` runs on trio's loop, with the store and pyfuse3's session; signals end it as an unmount does.
+Blocking work goes through `in_thread`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import signal
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
+
+import pyfuse3
+import trio
+
+from fusefs.callers import Caller, caller_of
+from fusefs.inodes import InodeTable
+from fusefs.moves import Moves
+from fusefs.nodes.base import Directory, Node
+from fusefs.nodes.root_dir import RootDirectory
+from fusefs.notify import Notifier
+from fusefs.operations import ChatOperations
+from fusefs.options import Durability, MountOptions
+from fusefs.recovery import pieces, recover_drafts
+from fusefs.scratch import ScratchArea
+from fusefs.unmount import lazy_unmount, mounts
+from fusefs.views import ChatView, WorkspaceView
+from store.document import Effect
+from store.errors import StoreError
+from store.library import Store, open_store
+from store.model import ChatId, SpaceId, chat_space
+from store.workspace_state import Names
+
+if TYPE_CHECKING:
+    from store.driver import Driver, Staging
+    from store.space import Change
+    from store.workspace import Workspace
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+RECENT_VIEWS: Final = 256
+"""How many chats' views outlive what the kernel holds of them: they know what editors have read."""
+SEEN_STATES: Final = 8
+"""How many editors' own states, after merged saves, are kept in memory."""
+READ_AHEAD_KB: Final = 1024
+RELAXED_SECONDS: Final = 1.0
+"""How long a relaxed mount may put off a sync."""
+
+
+class Mount:
+    """What the nodes of one mount share."""
+
+    def __init__(self, store: Store, options: MountOptions) -> None:
+        self.store = store
+        self.options = options
+        self.log = logging.getLogger("chatfs")
+        self.notifier = Notifier()
+        self.moves = Moves(self)
+        self.root = RootDirectory(self)
+        self.inodes = InodeTable(self.root)
+        self.strict = options.durability is Durability.STRICT
+        self.held_chats: dict[SpaceId, ChatView] = {}
+        """Views of chats of which the kernel holds something."""
+        self._views: WeakValueDictionary[SpaceId, ChatView | WorkspaceView] = WeakValueDictionary()
+        self._recent: OrderedDict[ChatView, None] = OrderedDict()
+        self.unkept: list[Staging] = []
+        """Drafts that could neither be committed nor kept as scratch files: the next mount finds them."""
+        self._seen: OrderedDict[tuple[ChatView, int], None] = OrderedDict()
+        self._limiter = trio.CapacityLimiter(8)
+        self._unsynced: dict[Callable[[], Awaitable[None]], None] = {}
+        self._sync_wanted = trio.Event()
+        self.agreed = trio.Event()
+        """Set once the kernel and libfuse have agreed on what they can (INIT)."""
+        store.on_moved = self._moved
+
+    @property
+    def driver(self) -> Driver:
+        """The store's driver."""
+        return self.store.driver
+
+    def caller(self, ctx: pyfuse3.RequestContext) -> Caller:
+        """Who made the request."""
+        return caller_of(ctx)
+
+    async def in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        """Run blocking work beside the loop."""
+        return await trio.to_thread.run_sync(function, *args, limiter=self._limiter)
+
+    async def synced(self, sync: Callable[[], Awaitable[None]]) -> None:
+        """What close(2) promises: synced now, or (relaxed) within a second."""
+        if self.strict:
+            await sync()
+        else:
+            self._unsynced[sync] = None
+            self._sync_wanted.set()
+
+    async def fsynced(self, sync: Callable[[], Awaitable[None]]) -> None:
+        """What fsync(2) promises: synced now, with the blobs that a relaxed mount hasn't synced yet."""
+        if not self.strict:
+            await self.driver.sync()
+        await sync()
+
+    async def sync_later(self) -> None:
+        """Do what `synced` put off, for ever."""
+        while True:
+            await self._sync_wanted.wait()
+            await trio.sleep(RELAXED_SECONDS / 2)
+            await self.sync_now()
+
+    async def sync_now(self) -> None:
+        """Do what `synced` put off."""
+        self._sync_wanted = trio.Event()
+        wanted, self._unsynced = list(self._unsynced), {}
+        for sync in [self.driver.sync, *wanted] if wanted else []:
+            try:
+                await sync()
+            except StoreError as error:
+                self.log.error("a deferred sync failed: %s", error)  # noqa: TRY400 - one line, the error says it all
+            except Exception:
+                self.log.exception("a deferred sync failed")
+
+    # ---- views
+
+    def chat_view(self, workspace: Workspace, chat: ChatId) -> ChatView:
+        """The view of a chat."""
+        space = chat_space(workspace.id, chat)
+        found = self._views.get(space)
+        if not isinstance(found, ChatView):
+            found = self._views[space] = ChatView(self, workspace.chat_by_id(chat))
+        self._recent[found] = None
+        self._recent.move_to_end(found)
+        if len(self._recent) > RECENT_VIEWS:
+            self._recent.popitem(last=False)
+        return found
+
+    def workspace_view(self, workspace: Workspace) -> WorkspaceView:
+        """The view of a workspace."""
+        found = self._views.get(workspace.space.id)
+        if not isinstance(found, WorkspaceView):
+            found = self._views[workspace.space.id] = WorkspaceView(self, workspace)
+        return found
+
+    def saw(self, view: ChatView, process: int) -> None:
+        """`process` saved over somebody else's changes: what it sees is a whole state, of which few are kept."""
+        self._seen[view, process] = None
+        self._seen.move_to_end((view, process))
+        if len(self._seen) > SEEN_STATES:
+            (old, other), _ = self._seen.popitem(last=False)
+            if not isinstance(old.reads.get(other), int):
+                old.reads.pop(other, None)
+
+    async def present(self, directory: Directory, name: bytes) -> Node | None:
+        """What `name` means in `directory`, None where there is nothing."""
+        try:
+            return await directory.lookup(name)
+        except pyfuse3.FUSEError as error:
+            if error.errno == errno.ENOENT:
+                return None
+            raise
+
+    async def keep_staging(self, area: ScratchArea, stem: str, staging: Staging) -> None:
+        """Keep a draft that couldn't be committed, as a scratch file."""
+        kept = area.keep_pieces(stem, pieces(staging))
+        self.log.error("its bytes are kept as %s", kept)
+
+    def chats_renamed(self, workspace: Workspace) -> None:
+        """Chats of the workspace may have other names or places."""
+        for view in self.held_chats.values():
+            if view.chat.workspace is workspace:
+                view.renamed()
+
+    def _moved(self, space: SpaceId, change: Change | None) -> None:
+        if "/" not in space:
+            self.root.log_moved()
+            return
+        found = self._views.get(space)
+        if isinstance(found, ChatView):
+            found.moved(change if isinstance(change, Effect) else None)
+        elif isinstance(found, WorkspaceView):
+            found.moved(change if isinstance(change, Names) else None)
+            if found.workspace.state.name.encode() not in self.root.children or found.workspace.state.trashed:
+                self.root.log_moved()
+
+    async def settle(self) -> None:
+        """Commit every draft and sync: what an unmount owes."""
+        nodes: list[Node] = []
+        for view in list(self._views.values()):
+            nodes += view.nodes
+            if isinstance(view, ChatView):
+                nodes += [*view.files, *view.pending.values()]
+        for node in nodes:
+            try:
+                await node.settle()
+            except StoreError as error:
+                self.log.error("%s couldn't be saved: %s", node.name.decode(), error)  # noqa: TRY400 - as above
+            except Exception:
+                self.log.exception("%s couldn't be saved", node.name.decode())
+        await self.sync_now()
+
+
+def fuse_options(options: MountOptions) -> set[str]:
+    """What libfuse is told."""
+    found = set(pyfuse3.default_options) | {"fsname=chatfs", "subtype=chatfs", "default_permissions"}
+    if options.allow_other:
+        found.add("allow_other")
+    if options.read_only:
+        found.add("ro")
+    if options.debug:
+        found.add("debug")
+    return found
+
+
+async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mount, say `ready`, serve until unmounted or told to end by SIGTERM, SIGINT or SIGHUP, and clean up.
+
+    Raises StoreError where the store can't be opened, RuntimeError where the kernel refuses the mount.
+    """
+    # A long chat is tens of thousands of objects that stay: looking through them all again and again stops every
+    # request.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    async with open_store(options.url) as store:
+        mount = Mount(store, options)
+        if not options.read_only:
+            await recover_drafts(store)
+        store.driver.watch_spaces()
+        operations = ChatOperations(mount)
+        take_over(options)
+        pyfuse3.init(operations, str(options.mountpoint), fuse_options(options))
+        unmounted = False
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mount.notifier.run)
+                nursery.start_soon(mount.sync_later)
+                nursery.start_soon(_end_on_signal)
+                nursery.start_soon(read_ahead, mount)
+                mount.notifier.live = True
+                ready()
+                await pyfuse3.main()
+                nursery.cancel_scope.cancel()
+            unmounted = True
+        finally:
+            mount.notifier.live = False
+            with trio.CancelScope(shield=True):
+                await mount.settle()
+            # After a failure the mount point stays dead instead of looking empty: rsync would empty its mirror.
+            pyfuse3.close(unmount=unmounted)
+
+
+async def _end_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for _ in signals:
+            pyfuse3.terminate()
+            return
+
+
+async def read_ahead(mount: Mount) -> None:
+    """Let the kernel ask for 1 MiB at a time of what is read in order, instead of 128 KiB. Only root can set that.
+
+    The kernel lowers it to what was agreed at INIT, so this comes after.
+    """
+    await mount.agreed.wait()
+    await trio.lowlevel.checkpoint()
+    for mounted in mounts():
+        if mounted.mountpoint == mount.options.mountpoint:
+            with contextlib.suppress(OSError):
+                setting = Path(f"/sys/class/bdi/{mounted.device}/read_ahead_kb")
+                setting.write_text(f"{READ_AHEAD_KB}\n")  # noqa: ASYNC240 - sysfs doesn't wait
+
+
+def take_over(options: MountOptions) -> None:
+    """Free a mount point that a crash left dead ("Transport endpoint is not connected").
+
+    statvfs(2), because the kernel may answer a stat(2) from its cache.
+    """
+    try:
+        os.statvfs(options.mountpoint)
+    except OSError as error:
+        if error.errno != errno.ENOTCONN:
+            raise
+        lazy_unmount(options.mountpoint)

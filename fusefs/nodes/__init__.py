@@ -1,0 +1,1 @@
+"""One file per kind of node: what it shows and what may be done to it."""

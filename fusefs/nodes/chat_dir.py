@@ -1,0 +1,196 @@
+"""A chat's directory: the projected files, attachments/, and scratch files."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from pyfuse3 import EntryAttributes
+
+from fusefs.attributes import DIRECTORY_MODE, attributes
+from fusefs.inodes import chat_identity
+from fusefs.nodes.attachments import AttachmentsDirectory
+from fusefs.nodes.base import Directory, Handle, Node, refuse
+from fusefs.nodes.log_file import LogFile
+from fusefs.nodes.metadata_files import ChatJson
+from fusefs.nodes.scratch import ScratchFile, ScratchHandle
+from fusefs.nodes.text_file import HistoryText
+from fusefs.scratch import ScratchArea
+from store.model import chat_space
+
+if TYPE_CHECKING:
+    from fusefs.callers import Caller
+    from fusefs.mount import Mount
+    from fusefs.views import ChatView
+    from store.model import ChatId
+    from store.workspace import Workspace
+
+PROJECTED: Final = (b"history.jsonl", b"history.md", b"chat.json", b"attachments")
+"""In the order of a listing: a copy then brings the log before what the log renders."""
+
+
+class ScratchDirectory(Directory):
+    """A directory with some fixed, projected names, in which everything else is scratch."""
+
+    __slots__ = ()
+
+    fixed: tuple[bytes, ...] = ()
+
+    @property
+    def area(self) -> ScratchArea:
+        """Where its scratch files are."""
+        raise NotImplementedError
+
+    async def shows(self, name: bytes) -> bool:
+        """Whether the fixed `name` is there (it may have been removed in this mount)."""
+        raise NotImplementedError
+
+    def projected(self, name: bytes) -> Node:
+        """The node of a fixed name."""
+        raise NotImplementedError
+
+    async def hide(self, name: bytes) -> None:
+        """Stop showing a fixed name, until it is created again."""
+        raise NotImplementedError
+
+    def show(self, name: bytes) -> None:
+        """Show a fixed name again."""
+        raise NotImplementedError
+
+    def scratch_node(self, name: bytes, backing: os.stat_result) -> ScratchFile:
+        """The node of a scratch file."""
+        found = self.child(name, ScratchFile(self.mount, self.area, backing, self, name))
+        assert isinstance(found, ScratchFile)
+        return found
+
+    async def lookup(self, name: bytes) -> Node:
+        if name in self.fixed:
+            if not await self.shows(name):
+                raise refuse(errno.ENOENT)
+            return self.projected(name)
+        backing = self.area.stat(name)
+        if backing is None:
+            raise refuse(errno.ENOENT)
+        return self.scratch_node(name, backing)
+
+    async def names(self) -> list[bytes]:
+        shown = [name for name in self.fixed if await self.shows(name)]
+        return shown + self.area.names()
+
+    async def create(self, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Node, Handle]:
+        if name not in self.fixed:
+            descriptor = self.area.open(name, flags | os.O_CREAT, mode)
+            node = self.scratch_node(name, os.fstat(descriptor))
+            self.mount.notifier.attributes(self)
+            return node, ScratchHandle(node, descriptor, flags, caller)
+        projected = self.projected(name)
+        if isinstance(projected, Directory):
+            raise refuse(errno.EISDIR)
+        hidden = self.seems_missing(name, caller.process) or not await self.shows(name)
+        if not hidden and flags & os.O_EXCL:
+            raise refuse(errno.EEXIST)
+        if hidden and not isinstance(projected, LogFile):
+            # It was removed: what is created in its place begins empty, whatever the log would render.
+            flags |= os.O_TRUNC
+        handle = await projected.open(flags & ~(os.O_CREAT | os.O_EXCL), caller)
+        self.show(name)
+        return projected, handle
+
+    async def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
+        if name in self.fixed:
+            raise refuse(errno.EEXIST)
+        self.area.symlink(name, target)
+        self.mount.notifier.attributes(self)
+        return await self.lookup(name)
+
+    async def unlink(self, name: bytes, caller: Caller) -> None:
+        node = await self.lookup(name)
+        if isinstance(node, Directory):
+            raise refuse(errno.EISDIR)
+        if isinstance(node, ScratchFile):
+            self.area.unlink(name)
+        else:
+            await self.hide(name)
+        self.mount.notifier.attributes(self)
+
+
+class ChatDirectory(ScratchDirectory):
+    """One chat. A listing makes thousands of these: what only the chat's files need is made when they are looked at."""
+
+    __slots__ = ("_area", "_view", "_workspace", "chat")
+
+    fixed = PROJECTED
+
+    def __init__(self, mount: Mount, workspace: Workspace, chat: ChatId, parent: Directory, name: bytes) -> None:
+        super().__init__(mount, chat_identity(workspace.id, chat), parent, name)
+        self.chat = chat
+        self._workspace = workspace
+        self._view: ChatView | None = None
+        self._area = ScratchArea(lambda: mount.driver.local_dir(chat_space(workspace.id, chat)))
+
+    @property
+    def view(self) -> ChatView:
+        """The chat, as this mount shows it."""
+        if self._view is None:
+            self._view = self.mount.chat_view(self._workspace, self.chat)
+        return self._view
+
+    @property
+    def area(self) -> ScratchArea:
+        return self._area
+
+    async def attributes(self) -> EntryAttributes:
+        record = (await self._workspace.load()).chats[self.chat]
+        when = max(record.changed * 1_000_000, self._area.changed_ns())
+        return attributes(self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when, nlink=3)
+
+    async def shows(self, name: bytes) -> bool:
+        return name not in self.view.hidden or not self.view.is_hidden(name, (await self.view.chat.head()).seq)
+
+    async def hide(self, name: bytes) -> None:
+        self.view.hidden[name] = (await self.view.chat.head()).seq
+
+    def show(self, name: bytes) -> None:
+        self.view.hidden.pop(name, None)
+        self.view.unmade.discard(name)
+
+    def seems_missing(self, name: bytes, process: int) -> bool:
+        return self.view.is_unmade(name, process)
+
+    def projected(self, name: bytes) -> Node:
+        known = self.children.get(name)
+        if known is not None and known.became is None and not isinstance(known, ScratchFile):
+            return known
+        node: Node
+        if name == b"history.jsonl":
+            node = LogFile(self.mount, self.view, self)
+        elif name == b"history.md":
+            node = HistoryText(self.mount, self.view, self)
+        elif name == b"chat.json":
+            node = ChatJson(self.mount, self.view, self)
+        else:
+            node = AttachmentsDirectory(self.mount, self.view, self)
+        return self.child(name, node)
+
+    async def mkdir(self, name: bytes, caller: Caller) -> Node:
+        if name != b"attachments":
+            raise refuse(errno.EPERM)
+        if not self.seems_missing(name, caller.process) and await self.shows(name):
+            raise refuse(errno.EEXIST)
+        self.show(name)
+        return self.projected(name)
+
+    async def rmdir(self, name: bytes, caller: Caller) -> None:
+        node = await self.lookup(name)
+        if not isinstance(node, AttachmentsDirectory):
+            raise refuse(errno.ENOTDIR)
+        if await node.names():
+            raise refuse(errno.ENOTEMPTY)
+        await self.hide(name)
+
+    async def rename(self, name: bytes, target: Directory, new: bytes, caller: Caller) -> None:
+        await self.mount.moves.from_chat(self, name, target, new, caller)
+
+    async def sync(self) -> None:
+        await self.view.sync()

@@ -1,0 +1,197 @@
+"""history.jsonl: the event log, readable, append-only.
+
+Reading goes through the kernel's cache. A writing handle is `direct_io`: the kernel's offset means nothing, every
+complete line of a write becomes an entry, all lines of one write one atomic batch. The tail of a line waits in the
+handle until its newline, or until close.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import TYPE_CHECKING, Final
+
+from pyfuse3 import EntryAttributes
+
+from fusefs.attributes import FILE_MODE, attributes
+from fusefs.nodes.base import Change, Directory, Handle, Node, refuse
+from store import events as ev
+from store import intake
+from store.errors import InvalidEvent, LineTooLong
+from store.model import LINE_MAX, Head, NewEntry, uuid7
+
+if TYPE_CHECKING:
+    from fusefs.callers import Caller
+    from fusefs.mount import Mount
+    from fusefs.views import LogOwner
+
+HEAD_NS: Final = 1_000_000
+
+
+def head_mtime_ns(head: Head) -> int:
+    """When a log last moved: its last entry's time, strictly increasing with every entry."""
+    return head.ts * HEAD_NS + head.seq % HEAD_NS
+
+
+class LogFile(Node):
+    """The log of a chat or of a workspace."""
+
+    __slots__ = ("owner",)
+
+    def __init__(self, mount: Mount, owner: LogOwner, parent: Directory) -> None:
+        super().__init__(mount, f"{owner.identity}/history.jsonl", parent, b"history.jsonl")
+        self.owner = owner
+
+    def appeared(self) -> None:
+        super().appeared()
+        self.owner.held(self)
+
+    def vanished(self) -> None:
+        super().vanished()
+        self.owner.dropped(self)
+
+    async def attributes(self) -> EntryAttributes:
+        head = await self.owner.head()
+        when = head_mtime_ns(head) or self.owner.created_ns
+        return attributes(self.mount.options, self.ino, FILE_MODE, size=head.size, mtime_ns=when)
+
+    async def change(self, change: Change, caller: Caller, handle: Handle | None) -> None:
+        self.check_owner(change)
+        if change.size is not None and (await self.owner.head()).size not in {0, change.size}:
+            raise refuse(errno.EPERM)
+
+    async def open(self, flags: int, caller: Caller) -> Handle:
+        writing = flags & os.O_ACCMODE != os.O_RDONLY
+        replacing = writing and not flags & os.O_APPEND and await self.owner.replaceable()
+        if flags & os.O_TRUNC and not replacing and (await self.owner.head()).size:
+            raise refuse(errno.EPERM)
+        return LogHandle(self, flags, caller, replacing=replacing)
+
+
+class LogHandle(Handle):
+    """An open log. `replacing`: opened without O_APPEND on a log that a copy is still to fill, from its start."""
+
+    __slots__ = ("expected", "file", "pending", "refusal", "rejected", "replacing", "unsynced")
+
+    def __init__(self, file: LogFile, flags: int, caller: Caller, *, replacing: bool) -> None:
+        super().__init__(file, flags, caller)
+        self.file = file
+        self.direct_io = self.writable
+        self.replacing = replacing
+        self.expected = 0
+        self.pending = b""
+        self.rejected: str | None = None
+        self.refusal: tuple[bytes, int] | None = None
+        """The bytes that a line begun by earlier writes was refused with, and the errno."""
+        self.unsynced = False
+
+    async def read(self, offset: int, size: int) -> bytes:
+        return await self.file.owner.read_text(offset, size)
+
+    async def write(self, offset: int, data: bytes) -> int:
+        if not self.appending and (not self.replacing or offset != self.expected):
+            raise refuse(errno.EPERM)
+        self._refuse_again(data)
+        end = data.rfind(b"\n") + 1
+        if end == 0:
+            self._keep(data)
+            self.expected += len(data)
+            return len(data)
+        # Taken before the append waits: a duplicate may be closed meanwhile, which would take the tail as a line.
+        carried, self.pending = self.pending, b""
+        *lines, _ = (carried + data[:end]).split(b"\n")
+        try:
+            accepted = await self._accept(lines)
+        except BaseException:
+            self.pending = carried
+            raise
+        if accepted == 0:
+            code = errno.EFBIG if len(lines[0]) > LINE_MAX else errno.EINVAL
+            if carried:
+                await self._reject(lines[0])
+                self.rejected = None
+                self.refusal = (data, code)
+            raise refuse(code)
+        self._forget_rejected()
+        taken = len(data)
+        if accepted < len(lines):
+            taken = sum(map(len, lines[:accepted])) + accepted - len(carried)
+        else:
+            self._keep(data[end:])
+        self.expected += taken
+        return taken
+
+    def _refuse_again(self, data: bytes) -> None:
+        """Where a large write(2) comes in pieces, the kernel makes a short write of an error in a later one, and only
+        the program's next write can tell it.
+        """
+        if self.refusal is not None:
+            (refused, code), self.refusal = self.refusal, None
+            size = min(len(refused), len(data))
+            if refused[:size] == data[:size]:
+                raise refuse(code)
+
+    def _keep(self, tail: bytes) -> None:
+        if len(self.pending) + len(tail) > LINE_MAX:
+            raise refuse(errno.EFBIG)
+        self.pending += tail
+
+    async def _accept(self, lines: list[bytes]) -> int:
+        """Append the lines up to the first bad one; how many those are."""
+        batch: list[NewEntry] = []
+        actor = self.caller.actor
+        good = 0
+        for line in lines:
+            if line and not line.isspace():
+                try:
+                    batch.append(intake.accept(line, actor, uuid7))
+                except (InvalidEvent, LineTooLong):
+                    break
+            good += 1
+        if batch:
+            await self.file.owner.append(batch)
+            self.unsynced = True
+            if self.replacing:
+                put = (ev.parse(new.data) for new in batch)
+                names = (event.name.encode() for event in put if isinstance(event, ev.AttachmentPut))
+                self.file.owner.copied_by(self.caller.process, names)
+        return good
+
+    async def _reject(self, data: bytes) -> None:
+        """Keep what can't be an entry: its first bytes were taken by an earlier write."""
+        self._forget_rejected()
+        self.rejected = self.file.owner.scratch.keep("history.jsonl.rejected", data)
+
+    def _forget_rejected(self) -> None:
+        """The tail that an earlier close was refused has been finished since."""
+        if self.rejected is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self.file.owner.scratch.unlink(self.rejected.encode())
+            self.rejected = None
+
+    async def flush(self) -> None:
+        if self.pending:
+            tail, self.pending = self.pending, b""
+            try:
+                accepted = await self._accept([tail])
+            except BaseException:
+                self.pending = tail + self.pending
+                raise
+            if accepted == 0:
+                # The tail stays in the handle: a duplicate of it may still be open, and bring the rest of the line.
+                self.pending = tail + self.pending
+                await self._reject(tail)
+                raise refuse(errno.EINVAL)
+            self._forget_rejected()
+        if self.unsynced:
+            self.unsynced = False
+            await self.file.mount.synced(self.file.owner.sync)
+
+    async def sync(self) -> None:
+        self.unsynced = False
+        await self.file.owner.sync()
+
+    async def release(self) -> None:
+        if self.pending and self.rejected is None:
+            await self._reject(self.pending)

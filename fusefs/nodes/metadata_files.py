@@ -1,0 +1,139 @@
+"""chat.json and workspace.json: metadata, of which title, labels and quota can be edited."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from fusefs.nodes.base import Directory, Handle
+from fusefs.nodes.log_file import head_mtime_ns
+from fusefs.nodes.projected import Base, ProjectedFile
+from store import metadata
+from store.model import workspace_space
+
+if TYPE_CHECKING:
+    from fusefs.callers import Caller
+    from fusefs.drafts import Draft
+    from fusefs.mount import Mount
+    from fusefs.views import ChatView, WorkspaceView
+    from store.driver import Staging
+
+
+READERS: Final = 64
+"""How many processes' last reads of one file are remembered."""
+
+
+class MetadataFile(ProjectedFile):
+    """A JSON object, some fields of which can be edited: a save changes those that differ from what its writer read."""
+
+    __slots__ = ("_reads",)
+
+    def __init__(self, mount: Mount, view: ChatView | WorkspaceView, parent: Directory, name: bytes) -> None:
+        super().__init__(mount, view, parent, name)
+        self._reads: OrderedDict[int, Base] = OrderedDict()
+
+    async def last_read(self, process: int) -> Base:
+        read = self._reads.get(process)
+        return await self.present() if read is None else read
+
+    def was_read(self, process: int, base: Base) -> None:
+        if process:
+            self._reads[process] = base
+            self._reads.move_to_end(process)
+            if len(self._reads) > READERS:
+                self._reads.popitem(last=False)
+
+    def asked_for(self, saved: bytes, draft: Draft, editable: tuple[str, ...]) -> metadata.Wanted:
+        """What the draft's writer changed, which is then what it has before it. Raises InvalidInput."""
+        wanted = metadata.parse_saved(saved, editable)
+        read = draft.base
+        if not isinstance(read, metadata.Wanted):
+            return wanted
+        draft.base = metadata.Wanted(
+            read.title if wanted.title is None else wanted.title,
+            read.labels if wanted.labels is None else wanted.labels,
+            read.quota_bytes if wanted.quota_bytes is None else wanted.quota_bytes,
+        )
+        self.was_read(draft.process, draft.base)
+        return metadata.Wanted(
+            None if wanted.title == read.title else wanted.title,
+            None if wanted.labels == read.labels else wanted.labels,
+            None if wanted.quota_bytes == read.quota_bytes else wanted.quota_bytes,
+        )
+
+
+class ChatJson(MetadataFile):
+    """A chat's metadata."""
+
+    __slots__ = ("chat_view",)
+
+    def __init__(self, mount: Mount, view: ChatView, parent: Directory) -> None:
+        super().__init__(mount, view, parent, b"chat.json")
+        self.chat_view = view
+
+    async def _text(self) -> bytes:
+        chat = self.chat_view.chat
+        workspace = await chat.workspace.load()
+        return metadata.chat_json(workspace, workspace.chats[chat.id], await chat.load())
+
+    async def present(self) -> Base:
+        state = await self.chat_view.chat.load()
+        return metadata.Wanted(state.title, state.labels)
+
+    async def shown_size(self) -> tuple[int, int]:
+        text = await self._text()
+        chat = self.chat_view.chat
+        changed = chat.workspace.state.chats[chat.id].changed * 1_000_000
+        return len(text), max(head_mtime_ns(chat.space.head), changed)
+
+    async def shown(self, offset: int, size: int) -> bytes:
+        return (await self._text())[offset : offset + size]
+
+    def stage(self) -> Staging:
+        return self.chat_view.chat.stage("chat.json")
+
+    async def save(self, saved: bytes, draft: Draft) -> None:
+        wanted = self.asked_for(saved, draft, metadata.EDITABLE_CHAT)
+        await self.chat_view.chat.change(draft.actor, title=wanted.title, labels=wanted.labels)
+
+
+class WorkspaceJson(MetadataFile):
+    """A workspace's metadata. The usage is measured when the file is read; its width is fixed, so the size is known."""
+
+    __slots__ = ("workspace_view",)
+
+    def __init__(self, mount: Mount, view: WorkspaceView, parent: Directory) -> None:
+        super().__init__(mount, view, parent, b"workspace.json")
+        self.workspace_view = view
+
+    async def present(self) -> Base:
+        state = await self.workspace_view.workspace.load()
+        return metadata.Wanted(state.title, state.labels, state.quota_bytes)
+
+    async def shown_size(self) -> tuple[int, int]:
+        workspace = self.workspace_view.workspace
+        state = await workspace.load()
+        head = workspace.space.head
+        return len(metadata.workspace_json(state, head)), head_mtime_ns(head)
+
+    async def shown(self, offset: int, size: int) -> bytes:
+        workspace = self.workspace_view.workspace
+        usage = await workspace.usage()
+        text = metadata.workspace_json(await workspace.load(), workspace.space.head, usage)
+        return text[offset : offset + size]
+
+    async def open(self, flags: int, caller: Caller) -> Handle:
+        handle = await super().open(flags, caller)
+        handle.keep_cache = False
+        return handle
+
+    def stage(self) -> Staging:
+        workspace = self.workspace_view.workspace
+        label = {"workspace": workspace.id, "space": workspace_space(workspace.id), "name": "workspace.json"}
+        return workspace.driver.blobs.stage(label=label)
+
+    async def save(self, saved: bytes, draft: Draft) -> None:
+        wanted = self.asked_for(saved, draft, metadata.EDITABLE_WORKSPACE)
+        await self.workspace_view.workspace.change(
+            draft.actor, title=wanted.title, labels=wanted.labels, quota_bytes=wanted.quota_bytes
+        )

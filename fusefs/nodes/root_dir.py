@@ -1,0 +1,88 @@
+"""The mount's top: one directory per workspace."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from pyfuse3 import ROOT_INODE, EntryAttributes
+
+from fusefs.attributes import DIRECTORY_MODE, attributes
+from fusefs.nodes.base import Directory, Node, refuse, text_name
+from fusefs.nodes.workspace_dir import WorkspaceDirectory
+from store.errors import WorkspaceNotFound
+
+if TYPE_CHECKING:
+    from fusefs.callers import Caller
+    from fusefs.mount import Mount
+    from store.workspace import Workspace
+
+
+class RootDirectory(Directory):
+    """All workspaces."""
+
+    __slots__ = ()
+
+    def __init__(self, mount: Mount) -> None:
+        super().__init__(mount, "root")
+        self.ino = int(ROOT_INODE)
+        self.lookups = 1
+
+    async def attributes(self) -> EntryAttributes:
+        workspaces = await self.mount.store.workspaces()
+        when = max((workspace.state.created for workspace in workspaces), default=0)
+        return attributes(
+            self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when * 1_000_000, nlink=2 + len(workspaces)
+        )
+
+    async def names(self) -> list[bytes]:
+        return [workspace.state.name.encode() for workspace in await self.mount.store.workspaces()]
+
+    async def lookup(self, name: bytes) -> Node:
+        try:
+            text = name.decode()
+            workspace = await self.mount.store.workspace(text)
+        except (UnicodeDecodeError, WorkspaceNotFound):
+            raise refuse(errno.ENOENT) from None
+        if workspace.state.name != text:
+            raise refuse(errno.ENOENT)
+        return self.node_of(workspace, name)
+
+    def node_of(self, workspace: Workspace, name: bytes) -> WorkspaceDirectory:
+        """The directory of a workspace."""
+        known = self.children.get(name)
+        if isinstance(known, WorkspaceDirectory) and known.view.workspace is workspace:
+            return known
+        node = self.child(name, WorkspaceDirectory(self.mount, self.mount.workspace_view(workspace), self, name))
+        assert isinstance(node, WorkspaceDirectory)
+        return node
+
+    async def mkdir(self, name: bytes, caller: Caller) -> Node:
+        workspace = await self.mount.store.create_workspace(text_name(name), caller.actor)
+        self.mount.notifier.attributes(self)
+        return self.node_of(workspace, name)
+
+    async def rmdir(self, name: bytes, caller: Caller) -> None:
+        node = await self.lookup(name)
+        assert isinstance(node, WorkspaceDirectory)
+        await node.view.workspace.trash(caller.actor)
+        node.view.hidden.clear()
+        self.mount.notifier.attributes(self)
+
+    async def rename(self, name: bytes, target: Directory, new: bytes, caller: Caller) -> None:
+        if target is not self:
+            raise refuse(errno.EXDEV)
+        node = await self.lookup(name)
+        assert isinstance(node, WorkspaceDirectory)
+        await self.mount.store.rename_workspace(node.view.workspace, text_name(new), caller.actor)
+        node.placed(self, new)
+
+    async def unlink(self, name: bytes, caller: Caller) -> None:
+        await self.lookup(name)
+        raise refuse(errno.EISDIR)
+
+    def log_moved(self) -> None:
+        """Workspaces came, went or were renamed elsewhere: ask for the names anew."""
+        for name in list(self.children):
+            self.mount.notifier.entry(self, name)
+        self.mount.notifier.attributes(self)

@@ -1,0 +1,72 @@
+"""history.md: the conversation as Markdown, readable and editable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fusefs.nodes.base import Directory
+from fusefs.nodes.projected import Base, ProjectedFile
+from store.metadata import Wanted
+
+if TYPE_CHECKING:
+    from fusefs.drafts import Draft
+    from fusefs.mount import Mount
+    from fusefs.views import ChatView
+    from store.driver import Staging
+    from store.fold import Effect
+
+NAME = b"history.md"
+
+
+class HistoryText(ProjectedFile):
+    """The chat's text. Each process's last read is remembered: its next save is compared with that."""
+
+    __slots__ = ("chat_view",)
+
+    def __init__(self, mount: Mount, view: ChatView, parent: Directory) -> None:
+        super().__init__(mount, view, parent, NAME)
+        self.chat_view = view
+
+    async def shown_size(self) -> tuple[int, int]:
+        state = await self.chat_view.chat.load()
+        return state.size, state.text_changed_ns or self.chat_view.created_ns
+
+    async def shown(self, offset: int, size: int) -> bytes:
+        chat = self.chat_view.chat
+        return chat.read_text(await chat.load(), offset, size)
+
+    def stage(self) -> Staging:
+        return self.chat_view.chat.stage(NAME.decode())
+
+    async def present(self) -> Base:
+        return (await self.chat_view.chat.load()).seq
+
+    async def last_read(self, process: int) -> Base:
+        read = self.chat_view.reads.get(process)
+        return await self.present() if read is None else read
+
+    async def text_of(self, base: Base) -> bytes | None:
+        assert not isinstance(base, Wanted)
+        return await self.chat_view.chat.text_at(base)
+
+    def was_read(self, process: int, base: Base) -> None:
+        assert base is not None
+        assert not isinstance(base, Wanted)
+        self.chat_view.read_by(process, base)
+
+    async def save(self, saved: bytes, draft: Draft) -> None:
+        chat = self.chat_view.chat
+        if draft.partial:
+            draft.base = await chat.append_text(saved, draft.actor)
+            return
+        assert not isinstance(draft.base, Wanted)
+        outcome = await chat.save_text(saved, draft.actor, base=draft.base)
+        if outcome.conflict is not None:
+            self.view.scratch.keep("history.md.conflict", outcome.conflict)
+        draft.base = outcome.seq if outcome.seen is None else outcome.seen
+        self.was_read(draft.process, draft.base)
+
+    def log_moved(self, effect: Effect | None) -> None:
+        """The chat's log moved."""
+        if effect is None or effect.rewritten or effect.appended:
+            self.mount.notifier.attributes(self)

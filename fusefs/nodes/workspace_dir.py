@@ -1,0 +1,239 @@
+"""A workspace's directory, and chats/, archive/, trash/ and by-id/ in it.
+
+trash/ and by-id/ can be entered by name and aren't listed.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from pyfuse3 import EntryAttributes
+
+from fusefs.attributes import DIRECTORY_MODE, SYMLINK_MODE, attributes
+from fusefs.nodes.base import Directory, InView, Node, refuse, text_name
+from fusefs.nodes.chat_dir import PROJECTED, ChatDirectory, ScratchDirectory
+from fusefs.nodes.log_file import LogFile, head_mtime_ns
+from fusefs.nodes.metadata_files import WorkspaceJson
+from fusefs.nodes.scratch import ScratchFile
+from store.errors import ChatNotFound
+from store.model import ChatId, is_uuid
+from store.workspace_state import Place
+
+if TYPE_CHECKING:
+    from fusefs.callers import Caller
+    from fusefs.mount import Mount
+    from fusefs.scratch import ScratchArea
+    from fusefs.views import WorkspaceView
+
+UNLISTED: Final = (b"trash", b"by-id")
+COPIERS: Final = frozenset({"cp", "mv"})
+"""Programs that open every file of a directory that they made with O_EXCL, and give up on a name that is there."""
+
+
+class WorkspaceDirectory(InView, ScratchDirectory):
+    """One workspace."""
+
+    __slots__ = ("view",)
+
+    view: WorkspaceView
+
+    fixed = (b"workspace.json", b"history.jsonl", b"chats", b"archive", *UNLISTED)
+
+    def __init__(self, mount: Mount, view: WorkspaceView, parent: Directory, name: bytes) -> None:
+        super().__init__(mount, view.identity, parent, name)
+        self.view = view
+
+    @property
+    def area(self) -> ScratchArea:
+        return self.view.scratch
+
+    async def attributes(self) -> EntryAttributes:
+        state = await self.view.workspace.load()
+        when = max(state.created * 1_000_000, self.area.changed_ns())
+        return attributes(self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when, nlink=6)
+
+    async def shows(self, name: bytes) -> bool:
+        return name not in self.view.hidden or not self.view.is_hidden(name, (await self.view.head()).seq)
+
+    async def hide(self, name: bytes) -> None:
+        self.view.hidden[name] = (await self.view.head()).seq
+
+    def show(self, name: bytes) -> None:
+        self.view.hidden.pop(name, None)
+
+    async def names(self) -> list[bytes]:
+        return [name for name in await super().names() if name not in UNLISTED]
+
+    def projected(self, name: bytes) -> Node:
+        known = self.children.get(name)
+        if known is not None and known.became is None and not isinstance(known, ScratchFile):
+            return known
+        node: Node
+        if name == b"workspace.json":
+            node = WorkspaceJson(self.mount, self.view, self)
+        elif name == b"history.jsonl":
+            node = LogFile(self.mount, self.view, self)
+        elif name == b"by-id":
+            node = ByIdDirectory(self.mount, self.view, self)
+        else:
+            node = PlaceDirectory(self.mount, self.view, Place(name.decode()), self)
+        return self.child(name, node)
+
+    async def mkdir(self, name: bytes, caller: Caller) -> Node:
+        if name not in {b"chats", b"archive"}:
+            raise refuse(errno.EPERM)
+        if await self.shows(name):
+            raise refuse(errno.EEXIST)
+        self.show(name)
+        return self.projected(name)
+
+    async def rmdir(self, name: bytes, caller: Caller) -> None:
+        node = await self.lookup(name)
+        if not isinstance(node, Directory):
+            raise refuse(errno.ENOTDIR)
+        if not isinstance(node, PlaceDirectory) or node.place is Place.TRASH:
+            raise refuse(errno.EPERM)
+        if await node.names():
+            raise refuse(errno.ENOTEMPTY)
+        await self.hide(name)
+
+    async def rename(self, name: bytes, target: Directory, new: bytes, caller: Caller) -> None:
+        await self.mount.moves.from_workspace(self, name, target, new, caller)
+
+    async def sync(self) -> None:
+        await self.view.sync()
+
+
+class PlaceDirectory(InView, Directory):
+    """chats/, archive/ or trash/: the chats that are there."""
+
+    __slots__ = ("place", "view")
+
+    view: WorkspaceView
+
+    def __init__(self, mount: Mount, view: WorkspaceView, place: Place, parent: Directory) -> None:
+        super().__init__(mount, f"{view.identity}/{place}", parent, place.encode())
+        self.view = view
+        self.place = place
+
+    async def attributes(self) -> EntryAttributes:
+        state = await self.view.workspace.load()
+        when = state.places_changed[self.place] or state.created * 1_000_000
+        return attributes(
+            self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when, nlink=2 + state.count(self.place)
+        )
+
+    async def names(self) -> list[bytes]:
+        state = await self.view.workspace.load()
+        return [name.encode() for name, _ in state.in_place(self.place)]
+
+    async def lookup(self, name: bytes) -> Node:
+        state = await self.view.workspace.load()
+        record = state.find_in(self.place, name.decode(errors="surrogateescape"))
+        if record is None:
+            raise refuse(errno.ENOENT)
+        return self.node_of(record.id, name)
+
+    def node_of(self, chat: ChatId, name: bytes) -> ChatDirectory:
+        """The directory of a chat that is here under `name`."""
+        known = self.children.get(name)
+        if isinstance(known, ChatDirectory) and known.chat == chat:
+            return known
+        node = self.child(name, ChatDirectory(self.mount, self.view.workspace, chat, self, name))
+        assert isinstance(node, ChatDirectory)
+        return node
+
+    async def mkdir(self, name: bytes, caller: Caller) -> Node:
+        if self.place is not Place.CHATS:
+            raise refuse(errno.EPERM)
+        chat = await self.view.workspace.create_chat(text_name(name), caller.actor)
+        node = self.node_of(chat.id, name)
+        if caller.program in COPIERS:
+            node.view.copied_by(caller.process, PROJECTED)
+        return node
+
+    async def rmdir(self, name: bytes, caller: Caller) -> None:
+        node = await self.lookup(name)
+        if self.place is Place.TRASH:
+            # What is in the trash goes with `chatfs gc`, after its time.
+            raise refuse(errno.EPERM)
+        assert isinstance(node, ChatDirectory)
+        run = node.view.removals
+        head = await node.view.chat.head()
+        since = run[1] if run is not None and run[0] == caller.process and run[2] == head.seq else None
+        await node.view.settle_all()
+        # The kernel drops the name itself: it isn't told.
+        held = self.children.pop(name, None)
+        try:
+            await self.view.workspace.trash_chat(node.chat, caller.actor, since=since)
+        except BaseException:
+            if held is not None:
+                self.children[name] = held
+            raise
+        node.view.hidden.clear()
+        node.view.removals = None
+
+    async def unlink(self, name: bytes, caller: Caller) -> None:
+        await self.lookup(name)
+        raise refuse(errno.EISDIR)
+
+    async def rename(self, name: bytes, target: Directory, new: bytes, caller: Caller) -> None:
+        await self.mount.moves.from_place(self, name, target, new, caller)
+
+    async def sync(self) -> None:
+        await self.view.sync()
+
+
+class ByIdDirectory(InView, Directory):
+    """by-id/: each chat's id as a symbolic link to where it is."""
+
+    __slots__ = ("view",)
+
+    view: WorkspaceView
+
+    def __init__(self, mount: Mount, view: WorkspaceView, parent: Directory) -> None:
+        super().__init__(mount, f"{view.identity}/by-id", parent, b"by-id")
+        self.view = view
+
+    async def attributes(self) -> EntryAttributes:
+        head = await self.view.head()
+        return attributes(self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=head_mtime_ns(head), nlink=2)
+
+    async def names(self) -> list[bytes]:
+        return [chat.encode() for chat in (await self.view.workspace.load()).chats]
+
+    async def lookup(self, name: bytes) -> Node:
+        text = name.decode(errors="replace")
+        if not is_uuid(text) or ChatId(text) not in (await self.view.workspace.load()).chats:
+            raise refuse(errno.ENOENT)
+        return self.child(name, ChatLink(self.mount, self.view, ChatId(text), self))
+
+
+class ChatLink(Node):
+    """A symbolic link from a chat's id to its directory."""
+
+    __slots__ = ("chat", "view")
+
+    def __init__(self, mount: Mount, view: WorkspaceView, chat: ChatId, parent: Directory) -> None:
+        super().__init__(mount, f"link:{view.workspace.id}:{chat}", parent, chat.encode())
+        self.view = view
+        self.chat = chat
+
+    async def _target(self) -> bytes:
+        state = await self.view.workspace.load()
+        record = state.chats.get(self.chat)
+        if record is None:
+            raise ChatNotFound(f"no chat {self.chat}")
+        return f"../{record.place}/{state.shown_name(record)}".encode()
+
+    async def attributes(self) -> EntryAttributes:
+        changed = (await self.view.workspace.load()).chats[self.chat].changed
+        size = len(await self._target())
+        # The target moves with the chat: asked for anew each time.
+        return attributes(
+            self.mount.options, self.ino, SYMLINK_MODE, size=size, mtime_ns=changed * 1_000_000, timeout=0
+        )
+
+    async def readlink(self) -> bytes:
+        return await self._target()

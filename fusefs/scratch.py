@@ -1,0 +1,152 @@
+"""Where scratch files are kept: real files in the store's local area, one directory per chat directory shown.
+
+Names are single path components as the kernel checked them; nothing here follows a symbolic link.
+
+Concurrency: plain system calls on local files, inline.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+_AT_EMPTY_PATH: Final = 0x1000
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_AT_FDCWD: Final = -100
+_STATX_BTIME: Final = 0x800
+_STATX_SIZE: Final = 256
+_BTIME_OFFSET: Final = 0x50
+"""Of `stx_btime` in struct statx (statx(2), linux/stat.h): 64-bit seconds, 32-bit nanoseconds."""
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def birth_ns(file: bytes | int) -> int:
+    """When a file was made, in nanoseconds; 0 where the file system below doesn't keep that.
+
+    A path isn't followed if it is a symbolic link. With the inode number, which the file system below uses again at
+    once, it names a file for good.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    if isinstance(file, int):
+        done = _libc.statx(file, b"", _AT_EMPTY_PATH, _STATX_BTIME, buffer)
+    else:
+        done = _libc.statx(_AT_FDCWD, file, _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, buffer)
+    if done or not int.from_bytes(buffer.raw[:4], "little") & _STATX_BTIME:
+        return 0
+    seconds = int.from_bytes(buffer.raw[_BTIME_OFFSET : _BTIME_OFFSET + 8], "little", signed=True)
+    return seconds * 1_000_000_000 + int.from_bytes(buffer.raw[_BTIME_OFFSET + 8 : _BTIME_OFFSET + 12], "little")
+
+
+def identity(file: bytes | int, backing: os.stat_result) -> str:
+    """What tells a scratch file from all others, past and present, through renames and remounts."""
+    return f"scratch:{backing.st_dev}:{backing.st_ino}:{birth_ns(file)}"
+
+
+class ScratchArea:
+    """The scratch files behind one directory of the mount."""
+
+    __slots__ = ("_directory", "_name", "_parent")
+
+    def __init__(self, parent: Callable[[], Path], name: str = "scratch") -> None:
+        self._parent = parent
+        self._name = name
+        self._directory: Path | None = None
+
+    @property
+    def directory(self) -> Path:
+        """Where the files are. It may not exist yet."""
+        if self._directory is None:
+            self._directory = self._parent() / self._name
+        return self._directory
+
+    def changed_ns(self) -> int:
+        """When a file last came or went, in nanoseconds; 0: never."""
+        try:
+            return os.stat(os.path.join(self._parent(), self._name)).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+
+    def path(self, name: bytes) -> bytes:
+        """Where the file called `name` stands."""
+        return os.path.join(os.fsencode(self.directory), name)
+
+    def stat(self, name: bytes) -> os.stat_result | None:
+        """Its attributes, None where it isn't there."""
+        try:
+            return os.lstat(self.path(name))
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> list[bytes]:
+        """All names, sorted."""
+        try:
+            return sorted(os.listdir(os.fsencode(self.directory)))
+        except FileNotFoundError:
+            return []
+
+    def open(self, name: bytes, flags: int, mode: int = 0o600) -> int:
+        """A file descriptor. O_APPEND is taken off: the kernel's offsets are right for files that only it changes."""
+        wanted = (flags & ~(os.O_APPEND | os.O_DIRECT)) | os.O_NOFOLLOW | os.O_CLOEXEC
+        if flags & os.O_ACCMODE == os.O_WRONLY:
+            wanted = wanted & ~os.O_ACCMODE | os.O_RDWR
+        if flags & os.O_CREAT:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(self.path(name), wanted, mode & 0o7777 | 0o600)
+
+    def symlink(self, name: bytes, target: bytes) -> None:
+        """A symbolic link: kept, never followed by chatfs."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.symlink(target, self.path(name))
+
+    def unlink(self, name: bytes) -> None:
+        """Remove one."""
+        os.unlink(self.path(name))
+
+    def read(self, name: bytes) -> bytes:
+        """All bytes of a regular file."""
+        descriptor = self.open(name, os.O_RDONLY)
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
+
+    def pieces(self, name: bytes, size: int) -> Iterator[bytes]:
+        """The bytes of a regular file, in pieces."""
+        with os.fdopen(self.open(name, os.O_RDONLY), "rb", buffering=0) as file:
+            while piece := file.read(size):
+                yield piece
+
+    def is_file(self, name: bytes) -> bool:
+        """Whether it is a regular file."""
+        found = self.stat(name)
+        return found is not None and stat.S_ISREG(found.st_mode)
+
+    def keep(self, stem: str, data: bytes) -> str:
+        """Write `data` as `stem-N` with the first free N, and return that name. Durable."""
+        return self.keep_pieces(stem, [data])
+
+    def keep_pieces(self, stem: str, pieces: Iterable[bytes]) -> str:
+        """The same with bytes that come in pieces. Nothing is left where that fails."""
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        number = 0
+        while True:
+            number += 1
+            name = f"{stem}-{number}"
+            try:
+                descriptor = os.open(
+                    self.path(name.encode()), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+                )
+            except FileExistsError:
+                continue
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.writelines(pieces)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except BaseException:
+                self.unlink(name.encode())
+                raise
+            return name

@@ -1,0 +1,326 @@
+"""What one mount knows of a chat or a workspace beyond the store: which of its nodes the kernel holds, what is hidden,
+what is only in a draft, and what each process has read.
+
+A view lives while the kernel holds a node of it, a handle is open, or something is hidden. While it does, the store
+reports what other processes append to the log.
+
+Concurrency: no awaits, except in what is passed through to the store.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+from fusefs.inodes import chat_identity
+from fusefs.nodes.attachment_file import AttachmentFile
+from fusefs.nodes.attachments import AttachmentsDirectory
+from fusefs.nodes.base import Node
+from fusefs.nodes.log_file import LogFile
+from fusefs.nodes.projected import ProjectedFile
+from fusefs.nodes.text_file import HistoryText
+from fusefs.scratch import ScratchArea
+from store import events as ev
+from store.fold import Effect
+from store.model import workspace_space
+from store.workspace_state import Names, Place
+
+if TYPE_CHECKING:
+    from fusefs.mount import Mount
+    from fusefs.nodes.base import Directory
+    from store.chat import Chat
+    from store.fold import ChatState
+    from store.model import Head, NewEntry, Seq
+    from store.workspace import Workspace
+
+READERS: Final = 64
+"""How many processes' last reads are remembered for merging."""
+
+
+class LogOwner(Protocol):
+    """What a log file needs of whose log it is."""
+
+    identity: str
+    scratch: ScratchArea
+
+    @property
+    def created_ns(self) -> int: ...
+    async def head(self) -> Head: ...
+    async def read_text(self, offset: int, size: int) -> bytes: ...
+    async def append(self, batch: Sequence[NewEntry]) -> Seq: ...
+    async def sync(self) -> None: ...
+    def copied_by(self, process: int, names: Iterable[bytes]) -> None: ...
+    async def replaceable(self) -> bool: ...
+    def held(self, node: Node) -> None: ...
+    def dropped(self, node: Node) -> None: ...
+
+
+class View:
+    """What a chat's and a workspace's view have in common."""
+
+    __slots__ = ("__weakref__", "hidden", "identity", "mount", "nodes", "scratch")
+
+    def __init__(self, mount: Mount, identity: str, scratch: ScratchArea) -> None:
+        self.mount = mount
+        self.identity = identity
+        self.scratch = scratch
+        self.nodes: set[Node] = set()
+        """Nodes that the kernel holds and that show what the log says."""
+        self.hidden: dict[bytes, Seq] = {}
+        """Projected names that were removed here, with the log's seq at that time."""
+
+    def is_hidden(self, name: bytes, seq: Seq) -> bool:
+        """Whether `name` was removed here, and the log hasn't moved since."""
+        since = self.hidden.get(name)
+        if since is not None and since != seq:
+            del self.hidden[name]
+            return False
+        return since is not None
+
+    def held(self, node: Node) -> None:
+        """The kernel holds `node`."""
+        if not self.alive:
+            self.begin()
+        self.nodes.add(node)
+
+    def dropped(self, node: Node) -> None:
+        """The kernel holds `node` no longer."""
+        self.nodes.discard(node)
+        if not self.alive:
+            self.end()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the kernel holds anything of it."""
+        return bool(self.nodes)
+
+    def copied_by(self, process: int, names: Iterable[bytes]) -> None:
+        """Only chats can be copied."""
+
+    async def replaceable(self) -> bool:
+        """Whether the log can still be replaced by a copy."""
+        return False
+
+    def begin(self) -> None:
+        """The kernel has begun to hold something of it."""
+
+    def end(self) -> None:
+        """The kernel holds nothing of it any more."""
+
+
+class ChatView(View):
+    """A chat, as this mount shows it."""
+
+    __slots__ = (
+        "attachments_mode",
+        "attachments_mtime",
+        "chat",
+        "copier",
+        "files",
+        "pending",
+        "reads",
+        "record",
+        "removals",
+        "scratch_attachments",
+        "unmade",
+    )
+
+    def __init__(self, mount: Mount, chat: Chat) -> None:
+        super().__init__(mount, chat_identity(chat.workspace.id, chat.id), ScratchArea(lambda: chat.directory))
+        self.chat = chat
+        self.record = chat.workspace.state.chats.get(chat.id)
+        self.scratch_attachments = ScratchArea(lambda: chat.directory, "scratch-attachments")
+        self.files: set[AttachmentFile] = set()
+        """The attachments that the kernel holds."""
+        self.pending: dict[bytes, AttachmentFile] = {}
+        """Attachments that were created here and aren't committed yet."""
+        self.reads: OrderedDict[int, Seq | ChatState] = OrderedDict()
+        """Process -> what it last read of history.md: the base of its next save."""
+        self.attachments_mode: int | None = None
+        self.attachments_mtime: tuple[int, int] | None = None
+        """What chmod and utimensat (set, and when the directory had changed then) said of attachments/: not logged."""
+        self.copier = 0
+        """The process that is copying a chat to here, if one is."""
+        self.unmade: set[bytes] = set()
+        """Names that are there already, and that the copier hasn't made yet: it takes a new directory to be empty."""
+        self.removals: tuple[int, Seq, Seq] | None = None
+        """(process, first, last seq) of an unbroken run of attachment removals by one process: an `rm -r`, perhaps."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """The chat's workspace."""
+        return self.chat.workspace
+
+    @property
+    def created_ns(self) -> int:
+        record = self.chat.workspace.state.chats.get(self.chat.id)
+        return 0 if record is None else record.created * 1_000_000
+
+    async def head(self) -> Head:
+        return await self.chat.head()
+
+    async def read_text(self, offset: int, size: int) -> bytes:
+        head = await self.chat.head()
+        log = await self.chat.space.log()
+        return log.read_text(offset, max(0, min(size, head.size - offset)))
+
+    async def append(self, batch: Sequence[NewEntry]) -> Seq:
+        return await self.chat.append(batch)
+
+    async def replaceable(self) -> bool:
+        head = await self.chat.head()
+        if head.seq == 0:
+            return True
+        if head.seq > 2:
+            return False
+        # rsync brings chat.json first, by the alphabet: a title or labels don't make a log of their own.
+        entries = [entry async for entry in self.chat.log()]
+        return all(isinstance(ev.parse(entry.data), ev.ChatChanged) for entry in entries)
+
+    async def sync(self) -> None:
+        await self.chat.sync()
+
+    def held(self, node: Node) -> None:
+        if isinstance(node, AttachmentFile):
+            if not self.alive:
+                self.begin()
+            self.files.add(node)
+        else:
+            super().held(node)
+
+    def dropped(self, node: Node) -> None:
+        if isinstance(node, AttachmentFile):
+            self.files.discard(node)
+            if not self.alive:
+                self.end()
+        else:
+            super().dropped(node)
+
+    @property
+    def alive(self) -> bool:
+        return bool(self.nodes or self.files)
+
+    def begin(self) -> None:
+        self.mount.driver.watch(self.chat.space.id)
+        self.mount.held_chats[self.chat.space.id] = self
+
+    def end(self) -> None:
+        self.mount.driver.unwatch(self.chat.space.id)
+        del self.mount.held_chats[self.chat.space.id]
+
+    def read_by(self, process: int, what: Seq | ChatState) -> None:
+        """`process` has read history.md as of `what`."""
+        if process:
+            self.reads[process] = what
+            self.reads.move_to_end(process)
+            if len(self.reads) > READERS:
+                self.reads.popitem(last=False)
+            if not isinstance(what, int):
+                self.mount.saw(self, process)
+
+    def copied_by(self, process: int, names: Iterable[bytes]) -> None:
+        """`process` begins to copy a chat to here; it doesn't see `names` until it has made them."""
+        if process:
+            if process != self.copier:
+                self.unmade.clear()
+            self.copier = process
+            self.unmade.update(names)
+
+    def is_unmade(self, name: bytes, process: int) -> bool:
+        """Whether `process` is the copier, and hasn't made `name` yet."""
+        return process == self.copier and name in self.unmade and process != 0
+
+    def removed_attachment(self, process: int, before: Seq, after: Seq) -> None:
+        """`process` removed an attachment: the log went from `before` to `after`. What is hidden stays hidden."""
+        run = self.removals
+        first = run[1] if run is not None and run[0] == process and run[2] == before else after
+        self.removals = (process, first, after)
+        for name, seq in self.hidden.items():
+            if seq == before:
+                self.hidden[name] = after
+
+    def renamed(self) -> None:
+        """The chat may have another name or place: chat.json shows it."""
+        record = self.chat.workspace.state.chats.get(self.chat.id)
+        if record is not self.record:
+            self.record = record
+            for node in self.nodes:
+                if isinstance(node, ProjectedFile) and not isinstance(node, HistoryText):
+                    self.mount.notifier.contents(node)
+
+    async def settle_all(self) -> None:
+        """Commit every draft."""
+        for node in [*self.nodes, *self.files, *self.pending.values()]:
+            await node.settle()
+
+    def moved(self, effect: Effect | None) -> None:
+        """The chat's log moved: drop what the kernel has that is no longer so."""
+        notifier = self.mount.notifier
+        for node in self.nodes:
+            if isinstance(node, LogFile):
+                notifier.attributes(node)
+            elif isinstance(node, HistoryText):
+                node.log_moved(effect)
+            elif isinstance(node, AttachmentsDirectory):
+                if effect is None or effect.attachments:
+                    node.log_moved(None if effect is None else [name.encode() for name in effect.attachments])
+            else:
+                notifier.attributes(node)
+
+
+class WorkspaceView(View):
+    """A workspace, as this mount shows it."""
+
+    __slots__ = ("workspace",)
+
+    def __init__(self, mount: Mount, workspace: Workspace) -> None:
+        area = ScratchArea(lambda: mount.driver.local_dir(workspace_space(workspace.id)))
+        super().__init__(mount, f"workspace:{workspace.id}", area)
+        self.workspace = workspace
+
+    @property
+    def created_ns(self) -> int:
+        return self.workspace.state.created * 1_000_000
+
+    async def head(self) -> Head:
+        await self.workspace.load()
+        return self.workspace.space.head
+
+    async def read_text(self, offset: int, size: int) -> bytes:
+        head = await self.workspace.space.refresh()
+        log = await self.workspace.space.log()
+        return log.read_text(offset, max(0, min(size, head.size - offset)))
+
+    async def append(self, batch: Sequence[NewEntry]) -> Seq:
+        return await self.workspace.append_lines(batch)
+
+    async def sync(self) -> None:
+        await self.workspace.space.sync()
+
+    def begin(self) -> None:
+        self.mount.driver.watch(self.workspace.space.id)
+
+    def end(self) -> None:
+        self.mount.driver.unwatch(self.workspace.space.id)
+
+    def moved(self, names: Names | None) -> None:
+        """The workspace's log moved; `names` mean another chat now (None: it isn't known which)."""
+        state = self.workspace.state
+        notifier = self.mount.notifier
+        for node in self.nodes:
+            place = getattr(node, "place", None)
+            if isinstance(place, Place):
+                directory: Directory = node  # type: ignore[assignment]
+                moved = [name for where, name in names.moved if where is place] if names is not None else None
+                for name in list(directory.children) if moved is None else map(str.encode, moved):
+                    child = directory.children.get(name)
+                    record = state.find_in(place, name.decode())
+                    if child is not None and (record is None or chat_identity(state.id, record.id) != child.identity):
+                        notifier.entry(directory, name)
+                if moved != []:
+                    notifier.attributes(node)
+            else:
+                notifier.attributes(node)
+        if names is None or names.moved:
+            self.mount.chats_renamed(self.workspace)

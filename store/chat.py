@@ -1,0 +1,441 @@
+"""What can be done to one chat: the use cases that the mount, the commands and programs share.
+
+A Chat is cheap; its log and fold are opened by the first use and dropped when nobody has used them for a while
+(`store.library`). Every change is one atomic batch of events in the chat's log; what it says is durable after `sync`.
+
+Concurrency: state may move on at every `await`; what was decided on a state is appended with `expected_seq`, and
+decided anew where the log was faster.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from store import events as ev
+from store import history, intake
+from store.driver import Staging
+from store.errors import AttachmentNotFound, BackendError, InvalidEvent, MessageNotFound, SeqConflict
+from store.fold import ChatState, Effect, Message, fold
+from store.model import (
+    Attachment,
+    AttachmentId,
+    BlobRef,
+    ChatId,
+    Digest,
+    Entry,
+    Head,
+    NewEntry,
+    Seq,
+    SpaceId,
+    attachment_name,
+    chat_space,
+    uuid7,
+)
+from store.rendered import RenderedText
+from store.space import Change, Moved, Space
+
+if TYPE_CHECKING:
+    from store.workspace import Workspace
+
+_INT64_MAX: Final = (1 << 63) - 1
+_LONG_TEXT: Final = 1 << 20
+_SECOND: Final = 1_000_000_000
+_DEFAULT_MODE: Final = 0o600
+_TEXT_EVENTS: Final = (ev.MessageAppended, ev.MessageEdited, ev.MessageRemoved, ev.PreambleEdited, ev.ChatChanged)
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """What became of a saved text: the log's last seq, and whether the log moved by it.
+
+    Where somebody else's changes were merged, `seen` is the state as the writer sees it (what was saved, without those
+    changes): the base of the writer's next save. `conflict` is what the save overrode.
+    """
+
+    seq: Seq
+    changed: bool
+    seen: ChatState | None = None
+    conflict: bytes | None = None
+
+
+class Chat:
+    """One chat of a workspace."""
+
+    __slots__ = ("__weakref__", "_touched", "id", "rendered", "space", "workspace")
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        chat: ChatId,
+        moved: Moved,
+        touched: Callable[[Chat], None],
+    ) -> None:
+        self.id = chat
+        self.workspace = workspace
+        self.space: Space[ChatState] = Space(
+            workspace.driver, chat_space(workspace.id, chat), ChatState, self._follow(moved)
+        )
+        self.rendered = RenderedText(lambda: self.directory)
+        self._touched = touched
+
+    def _follow(self, moved: Moved) -> Moved:
+        def follow(space: SpaceId, effect: Change | None) -> None:
+            self.rendered.follow(effect if isinstance(effect, Effect) else None)
+            moved(space, effect)
+
+        return follow
+
+    @property
+    def directory(self) -> Path:
+        """Where this machine keeps what belongs to the chat beside its log."""
+        return self.workspace.driver.local_dir(chat_space(self.workspace.id, self.id))
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep it in memory meanwhile."""
+        with self.space.hold():
+            yield
+
+    async def load(self) -> ChatState:
+        """The state as of now."""
+        self._touched(self)
+        return await self.space.load()
+
+    async def head(self) -> Head:
+        """Where the log ends now."""
+        self._touched(self)
+        return await self.space.refresh()
+
+    async def release(self) -> None:
+        """Drop it from memory, unless it is held; leaves history.md beside the log."""
+        if self.space.idle and self.space.loaded:
+            if self.space.state is not None:
+                # The copy is only for people who look into the store: a full disk does without.
+                with suppress(BackendError, OSError):
+                    self.rendered.publish(self.space.state)
+            self.rendered.close()
+            await self.space.release()
+
+    # ---- the log
+
+    async def append(
+        self, values: Sequence[NewEntry], *, expected_seq: Seq | None = None, tidying: bool = False
+    ) -> Seq:
+        """Append one atomic batch; the last seq. Raises QuotaExceeded, SeqConflict, CorruptLog, BackendError.
+
+        What is only `tidying` (a removal, a rename) may be done over the quota, too.
+        """
+        self._touched(self)
+        if self.workspace.state.quota_bytes and not tidying:
+            await self.workspace.check_quota(sum(len(new.data) + len(new.actor) + 80 for new in values))
+        return await self.space.append(values, expected_seq=expected_seq)
+
+    async def append_lines(self, lines: Sequence[bytes], actor: str) -> Seq:
+        """Append JSON lines as one atomic batch; empty ones are skipped.
+
+        Raises InvalidEvent or LineTooLong, naming the line, and appends nothing then.
+        """
+        batch = [
+            intake.accept(line, actor, uuid7, number=number) for number, line in enumerate(lines, 1) if line.strip()
+        ]
+        return await self.append(batch)
+
+    async def append_events(
+        self,
+        events: Sequence[ev.Event | dict[str, Any]],
+        actor: str,
+        *,
+        expected_seq: Seq | None = None,
+        tidying: bool = False,
+    ) -> Seq:
+        """Append events (or any JSON objects) as one atomic batch."""
+        batch = [
+            NewEntry(event.encode(), actor) if isinstance(event, ev.Event) else _entry(event, actor) for event in events
+        ]
+        return await self.append(batch, expected_seq=expected_seq, tidying=tidying)
+
+    def log(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
+        """Entries after `since`, streamed."""
+        self._touched(self)
+        return self.space.read(since, limit, reverse=reverse)
+
+    def follow(self, since: Seq | None = None) -> AbstractAsyncContextManager[AsyncIterator[Entry]]:
+        """Entries after `since` (None: only new ones), for ever."""
+        self._touched(self)
+        return self.space.subscribe(since)
+
+    async def sync(self) -> None:
+        """Return when all that was appended survives a power cut, and the workspace's log that names the chat, too."""
+        if self.workspace.space.unsynced:
+            await self.workspace.space.sync()
+        await self.space.sync()
+
+    # ---- the text
+
+    async def text(self) -> bytes:
+        """history.md."""
+        return history.render(await self.load())
+
+    def read_text(self, state: ChatState, offset: int, size: int) -> bytes:
+        """A range of history.md as `state` (this chat's, present) renders it."""
+        return self.rendered.read(state, offset, size)
+
+    async def save_text(self, saved: bytes, actor: str, *, base: Seq | ChatState | None = None) -> Saved:
+        """Make history.md say `saved`; `base` is what the writer had read (None: what is there now).
+
+        Where the log has moved on since, both sides are merged. Raises InvalidText.
+        """
+        with self.hold():
+            if base is None:
+                base = (await self.load()).seq
+            while True:
+                state = await self.load()
+                at = state.seq
+                if await self._is_present(base, at):
+                    old, own, conflict = None, [], None
+                    events = await self._diff(saved)
+                else:
+                    old = base if isinstance(base, ChatState) else await self.state_at(base)
+                    reached = self._reached(old, state, saved)
+                    if reached:
+                        base = reached
+                        if base == at:
+                            continue
+                        old = await self.state_at(base)
+                    ids = Replay()
+                    own = history.diff(old, saved, ids.new)
+                    merge = history.merge(old, state, saved, ids.again)
+                    events, conflict = merge.events, merge.conflict
+                if state.seq != at:
+                    # The log moved while this was worked out: the events may be about another text.
+                    continue
+                if not events:
+                    return Saved(at, False, fold_on(old, own), conflict)
+                try:
+                    seq = await self.append_events(events, actor, expected_seq=at)
+                except SeqConflict:
+                    continue
+                return Saved(seq, True, fold_on(old, own), conflict)
+
+    @staticmethod
+    def _reached(old: ChatState, state: ChatState, saved: bytes) -> Seq:
+        """Up to which seq `saved` has, word for word, the messages that came after `old`; 0: not the first of them.
+
+        Not every read is seen here: the kernel answers from its cache what somebody else has read before.
+        """
+        fresh = [message for message in state.messages() if old.message(message.id) is None and not message.hidden]
+        reached = Seq(0)
+        for message in sorted(fresh, key=lambda message: message.seq):
+            item = state.document.get(message.id)
+            if item is None or bytes(item.text) not in saved:
+                break
+            reached = message.seq
+        else:
+            reached = state.seq if fresh else reached
+        return reached
+
+    async def _diff(self, saved: bytes) -> list[ev.Event]:
+        """The difference to the present state; a long text is compared in a thread."""
+        if len(saved) < _LONG_TEXT:
+            return history.diff(await self.load(), saved, uuid7)
+        async with self.space.frozen() as state:
+            return await trio.to_thread.run_sync(history.diff, state, saved, uuid7)
+
+    async def _is_present(self, base: Seq | ChatState, at: Seq) -> bool:
+        """Whether `base` has the text that the state has at `at`."""
+        if isinstance(base, ChatState):
+            return False
+        return base >= at or not await self._text_moved(base, at)
+
+    async def append_text(self, data: bytes, actor: str) -> Seq:
+        """Add bytes at the end of history.md. Raises InvalidText."""
+        with self.hold():
+            while True:
+                state = await self.load()
+                events = history.diff_append(state, data, uuid7)
+                if not events:
+                    return state.seq
+                try:
+                    return await self.append_events(events, actor, expected_seq=state.seq)
+                except SeqConflict:
+                    continue
+
+    async def messages(self) -> list[Message]:
+        """All messages in order, hidden ones too."""
+        return list((await self.load()).messages())
+
+    async def edit_message(self, message: str, content: ev.Content, actor: str) -> Seq:
+        """Give a message another content. Raises MessageNotFound."""
+        await self._require_message(message)
+        return await self.append_events([ev.MessageEdited(message, content=content)], actor)
+
+    async def remove_message(self, message: str, actor: str) -> Seq:
+        """Take a message out of the text; the log keeps it. Raises MessageNotFound."""
+        await self._require_message(message)
+        return await self.append_events([ev.MessageRemoved(message)], actor)
+
+    async def _require_message(self, message: str) -> None:
+        if (await self.load()).message(message) is None:
+            raise MessageNotFound(f"the chat has no message {message!r}")
+
+    async def state_at(self, seq: Seq) -> ChatState:
+        """The state as it was at `seq`: costs the history up to there."""
+        return fold([entry async for entry in self.log(limit=seq - self.space.head.first_seq + 1)])
+
+    async def text_at(self, base: Seq | ChatState | None) -> bytes | None:
+        """The text as it was at `base`; None where it is the present one."""
+        with self.hold():
+            if base is None or await self._is_present(base, (await self.load()).seq):
+                return None
+            return history.render(base if isinstance(base, ChatState) else await self.state_at(base))
+
+    async def _text_moved(self, since: Seq, until: Seq) -> bool:
+        async for entry in self.log(since, until - since):
+            if isinstance(ev.parse(entry.data), _TEXT_EVENTS):
+                return True
+        return False
+
+    async def change(self, actor: str, *, title: str | None = None, labels: Sequence[str] | None = None) -> Seq:
+        """Set title or labels, where they differ. Raises InvalidInput."""
+        state = await self.load()
+        ev.check_metadata(title, None if labels is None else list(labels))
+        new_title = title if title is not None and title != state.title else None
+        new_labels = list(labels) if labels is not None and tuple(labels) != state.labels else None
+        if new_title is None and new_labels is None:
+            return state.seq
+        return await self.append_events([ev.ChatChanged(new_title, new_labels)], actor)
+
+    # ---- attachments
+
+    async def attachment(self, name: str) -> Attachment:
+        """Raises AttachmentNotFound."""
+        found = (await self.load()).attachments.get(name)
+        if found is None:
+            raise AttachmentNotFound(f"the chat has no attachment {name!r}")
+        return found
+
+    def stage(self, name: str, base: Digest | None = None) -> Staging:
+        """Begin the bytes of an attachment (or of a save that isn't committed yet): see `recover_drafts`."""
+        label = {"workspace": self.workspace.id, "chat": self.id, "name": name}
+        return self.workspace.driver.blobs.stage(base, label=label)
+
+    async def put_attachment(
+        self,
+        name: str,
+        ref: BlobRef,
+        actor: str,
+        *,
+        mode: int | None = None,
+        mtime_ns: int | None = None,
+        identity: AttachmentId | None = None,
+    ) -> Attachment:
+        """Name a blob. Raises InvalidName.
+
+        No event where the name has it already, with the same mode, and the same mtime to the second: archives often
+        keep no more of it.
+        """
+        attachment_name(name)
+        mtime_ns = _int64(mtime_ns)
+        with self.hold():
+            present = (await self.load()).attachments.get(name)
+            if (
+                present is not None
+                and present.ref == ref
+                and mode in {None, present.mode or _DEFAULT_MODE}
+                and (mtime_ns is None or mtime_ns // _SECOND == present.mtime_ns // _SECOND)
+            ):
+                return present
+            event = ev.AttachmentPut(
+                identity or (present.id if present is not None else uuid7()),
+                name,
+                ref.digest,
+                ref.size,
+                mimetypes.guess_type(name)[0] or "application/octet-stream",
+                mode if mode is not None or present is None else present.mode,
+                mtime_ns,
+            )
+            if self.workspace.state.quota_bytes and (present is None or present.ref != ref):
+                await self.workspace.check_quota(ref.size)
+            await self.append_events([event], actor)
+            return await self.attachment(name)
+
+    async def attach(self, name: str, source: AsyncIterator[bytes] | bytes, actor: str) -> Attachment:
+        """Store bytes and name them."""
+        attachment_name(name)
+        return await self.put_attachment(name, await self.workspace.driver.blobs.put(source), actor)
+
+    async def read_attachment(self, name: str, offset: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
+        """Stream a range of an attachment. Raises AttachmentNotFound, BlobNotFound, CorruptBlob."""
+        found = await self.attachment(name)
+        async for piece in self.workspace.driver.blobs.get(found.digest, offset, size):
+            yield piece
+
+    async def remove_attachment(self, name: str, actor: str) -> Seq:
+        """Take it out of the chat; its bytes stay until `chatfs gc`."""
+        await self.attachment(name)
+        return await self.append_events([ev.AttachmentRemoved(name)], actor, tidying=True)
+
+    async def rename_attachment(self, name: str, to: str, actor: str) -> Seq:
+        """Another name; replaces an attachment that has it."""
+        attachment_name(to)
+        await self.attachment(name)
+        return await self.append_events([ev.AttachmentRenamed(name, to)], actor, tidying=True)
+
+    async def change_attachment(
+        self, name: str, actor: str, *, mode: int | None = None, mtime_ns: int | None = None
+    ) -> Seq:
+        """Mode bits or mtime, where they differ."""
+        found = await self.attachment(name)
+        mtime_ns = _int64(mtime_ns)
+        mode = None if mode == found.mode else mode
+        mtime_ns = None if mtime_ns == found.mtime_ns else mtime_ns
+        if mode is None and mtime_ns is None:
+            return self.space.head.seq
+        return await self.append_events([ev.AttachmentChanged(name, mode, mtime_ns)], actor)
+
+
+class Replay:
+    """Ids that can be handed out twice in the same order: the same diff, made again, then names the same messages."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._next = 0
+
+    def new(self) -> str:
+        """A new id, remembered."""
+        self._ids.append(uuid7())
+        return self._ids[-1]
+
+    def again(self) -> str:
+        """The remembered ids, from the first; new ones after the last."""
+        self._next += 1
+        return self._ids[self._next - 1] if self._next <= len(self._ids) else uuid7()
+
+
+def _int64(value: int | None) -> int | None:
+    """`value`, within what a log keeps of a time in nanoseconds: the years 1677 to 2262."""
+    return None if value is None else min(max(value, -_INT64_MAX), _INT64_MAX)
+
+
+def fold_on(state: ChatState | None, events: Sequence[ev.Event]) -> ChatState | None:
+    """`state`, moved on (in place) by events that aren't in any log."""
+    for event in events if state is not None else ():
+        assert state is not None
+        state.apply(Entry(Seq(state.seq + 1), state.ts, "", event.encode(), 0))
+    return state
+
+
+def _entry(value: dict[str, Any], actor: str) -> NewEntry:
+    import orjson  # noqa: PLC0415 - only programs that hand in dicts need it
+
+    try:
+        return intake.accept(orjson.dumps(value), actor, uuid7)
+    except orjson.JSONEncodeError as error:
+        raise InvalidEvent(f"the event can't be written as JSON: {error}") from None

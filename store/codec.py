@@ -1,0 +1,110 @@
+r"""An entry as one checksummed JSON line, and back.
+
+::
+
+    {"seq":7,"ts":1795241582000,"actor":"uid:1000/vim","data":{…},"crc":"1f2e3d4c"}\n
+
+Keys stand in exactly this order, without spaces. Between `actor` and `data` there may be `"origin":{"actor":…,"ts":…}`
+(the entry was copied from another log) and `"more":N` (N further entries of the same batch follow: a reader that finds
+fewer has met a torn batch). `data` is the caller's JSON, byte for byte. `crc` is CRC-32 (zlib) over the bytes before
+`,"crc"`, seeded with the previous line's crc, as etcd's write-ahead log chains its records: a line that is damaged,
+missing or out of order is found, wherever it stands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Final
+from zlib import crc32
+
+import orjson
+
+from store.errors import CorruptLog
+from store.model import Entry, Millis, NewEntry, Origin, Seq
+
+_STRING: Final = rb'"(?:[^"\\]|\\.)*"'
+_LINE: Final = re.compile(
+    rb'\{"seq":([0-9]{1,18}),"ts":([0-9]{1,18}),"actor":(' + _STRING + rb")"
+    rb'(?:,"origin":(\{"actor":' + _STRING + rb',"ts":[0-9]{1,18}\}))?'
+    rb'(?:,"more":([0-9]{1,9}))?'
+    rb',"data":(.*),"crc":"([0-9a-f]{8})"\}',
+    re.DOTALL,
+)
+_CRC_FIELD: Final = len(b',"crc":"00000000"}')
+
+
+def encode(new: NewEntry, seq: int, ts: int, previous_crc: int, more: int = 0) -> tuple[bytes, int]:
+    """The line, with its newline, and its crc."""
+    origin = b""
+    if new.origin is not None:
+        origin = b',"origin":' + orjson.dumps({"actor": new.origin.actor, "ts": new.origin.ts})
+    body = b'{"seq":%d,"ts":%d,"actor":%b%b%b,"data":%b' % (
+        seq,
+        ts,
+        orjson.dumps(new.actor),
+        origin,
+        b',"more":%d' % more if more else b"",
+        new.data,
+    )
+    crc = crc32(body, previous_crc)
+    return b'%b,"crc":"%08x"}\n' % (body, crc), crc
+
+
+def encode_batch(batch: list[NewEntry], after: Seq, ts: list[int], previous_crc: int) -> tuple[bytes, int]:
+    """All lines of one batch, the first with seq `after + 1`, and the last line's crc."""
+    lines: list[bytes] = []
+    crc = previous_crc
+    last = len(batch) - 1
+    for index, new in enumerate(batch):
+        line, crc = encode(new, after + 1 + index, ts[index], crc, last - index)
+        lines.append(line)
+    return b"".join(lines), crc
+
+
+def parse(line: bytes) -> Entry | None:
+    """The entry in `line` (without its newline), its crc not checked; None where the form is another."""
+    match = _LINE.fullmatch(line)
+    if match is None:
+        return None
+    seq, ts, actor, origin, more, data, crc = match.groups()
+    try:
+        source = None
+        if origin is not None:
+            found = orjson.loads(origin)
+            source = Origin(found["actor"], Millis(found["ts"]))
+        name = orjson.loads(actor)
+    except orjson.JSONDecodeError:
+        return None
+    return Entry(Seq(int(seq)), Millis(int(ts)), name, data, int(crc, 16), source, int(more or 0))
+
+
+def checks(line: bytes, entry: Entry, previous_crc: int) -> bool:
+    """Whether `line` (without its newline) has the crc that it should have after `previous_crc`."""
+    return crc32(memoryview(line)[: len(line) - _CRC_FIELD], previous_crc) == entry.crc
+
+
+def decode_lines(text: bytes, *, after: Seq, previous_crc: int, offset: int = 0) -> Iterator[tuple[Entry, int]]:
+    """Every entry of `text`, which is whole lines, each with the offset of its end.
+
+    `after` and `previous_crc` are those of the entry before; `offset` is where `text` starts in the log.
+    Raises CorruptLog at the first line that isn't what must stand there.
+    """
+    seq, crc = int(after), previous_crc
+    start = 0
+    size = len(text)
+    while start < size:
+        end = text.find(b"\n", start)
+        if end < 0:
+            end = size
+        line = text[start:end]
+        entry = parse(line)
+        if entry is None or entry.seq != seq + 1 or not checks(line, entry, crc):
+            raise CorruptLog(
+                f"the log is damaged after entry {seq}, at byte {offset + start}: run chatfs fsck",
+                seq=seq,
+                offset=offset + start,
+            )
+        seq, crc = entry.seq, entry.crc
+        start = end + 1
+        yield entry, offset + start

@@ -1,0 +1,274 @@
+"""The document behind history.md: a preamble and messages in order, and what each change does to the rendered text.
+
+Document = preamble + messages + tail. Every shown item adds `lead + text`: its text, as bytes, begins with its heading
+line and ends with its last line that isn't blank, without line end; its lead is everything before that, back to the end
+of the text before it (a line end, blank lines). The `tail` is what follows the last text. Lead and tail have defaults,
+and an item may override its own, so that any file whatever can be said in these terms:
+
+* the default tail is one line end (nothing after an empty preamble);
+* the default lead is the tail of the item before, lengthened until it ends in a blank line: a message that is appended
+  only ever adds bytes.
+
+Knows neither events nor JSON. Changes in place; one task at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What a change did to the rendered text and to what else is shown.
+
+    `appended` are bytes that were added at the end while nothing else of the text changed; `rewritten`: it changed
+    otherwise. `attachments` are the names that came, went or changed.
+    """
+
+    appended: bytes = b""
+    rewritten: bool = False
+    metadata: bool = False
+    attachments: tuple[str, ...] = ()
+
+    def __or__(self, other: Effect) -> Effect:
+        """The effect of both, one after the other."""
+        rewritten = self.rewritten or other.rewritten
+        return Effect(
+            b"" if rewritten else self.appended + other.appended,
+            rewritten,
+            self.metadata or other.metadata,
+            self.attachments + other.attachments,
+        )
+
+
+NOTHING: Final = Effect()
+REWRITTEN: Final = Effect(rewritten=True)
+
+
+class Item:
+    """A message, or the preamble (whose id is ""). Links and text are the Document's to change.
+
+    `ts` is the time in the heading, `seq` the entry that appended it. `text` is a bytearray once it has been added to.
+    """
+
+    __slots__ = ("edited", "hidden", "id", "lead", "next", "prev", "role", "seq", "tail", "text", "ts")
+
+    def __init__(
+        self,
+        id_: str,
+        role: str,
+        ts: int,
+        seq: int,
+        text: bytes | bytearray,
+        *,
+        lead: bytes | None = None,
+        tail: bytes | None = None,
+        hidden: bool = False,
+    ) -> None:
+        self.id = id_
+        self.role = role
+        self.ts = ts
+        self.seq = seq
+        self.text = text
+        self.lead = lead
+        self.tail = tail
+        self.hidden = hidden
+        self.edited = False
+        self.prev = self
+        self.next = self
+
+
+def tail_of(item: Item) -> bytes:
+    """What follows its text if it is the last one."""
+    if item.tail is not None:
+        return item.tail
+    return b"\n" if item.text or item.id else b""
+
+
+def default_lead(before: Item) -> bytes:
+    """What stands between the text of `before` and the next item's, if that doesn't say otherwise."""
+    tail = before.tail
+    if not before.id and not before.text:
+        return (tail + b"\n" if not tail.endswith(b"\n") else tail) if tail else b""
+    if tail is None:
+        return b"\n\n"
+    lines = tail.count(b"\n")
+    if lines >= 2 and tail.endswith(b"\n"):
+        return tail
+    end = b"\r\n" if b"\r\n" in tail else b"\n"
+    return tail + end if lines else tail + end + end
+
+
+def lead_of(item: Item, before: Item) -> bytes:
+    """What stands before its text, where `before` is the item shown before it."""
+    return item.lead if item.lead is not None else default_lead(before)
+
+
+def _joint(before: Item, behind: Item | None) -> bytes:
+    return tail_of(before) if behind is None else lead_of(behind, before)
+
+
+class Document:
+    """The items, and `size`, the bytes of the rendered text; `shown` counts the messages in it."""
+
+    __slots__ = ("_by_id", "_last", "head", "shown", "size")
+
+    def __init__(self) -> None:
+        self.head = Item("", "", 0, 0, b"")
+        self._last = self.head
+        self._by_id: dict[str, Item] = {"": self.head}
+        self.size = 0
+        self.shown = 0
+
+    def get(self, id_: str) -> Item | None:
+        """The message of that id, or the preamble for ""."""
+        return self._by_id.get(id_)
+
+    def messages(self) -> Iterator[Item]:
+        """All messages in order, hidden ones too."""
+        item = self.head.next
+        while item is not self.head:
+            yield item
+            item = item.next
+
+    def items(self) -> Iterator[Item]:
+        """What is rendered: the preamble and the shown messages, in order."""
+        yield self.head
+        for item in self.messages():
+            if not item.hidden:
+                yield item
+
+    @property
+    def end(self) -> Item:
+        """The last item, hidden or not."""
+        return self.head.prev
+
+    @property
+    def last(self) -> Item:
+        """The last item that is shown."""
+        return self._last
+
+    def pieces(self) -> Iterator[bytes]:
+        """The rendered text. A change while it runs spoils it."""
+        before = self.head
+        yield bytes(before.text)
+        for item in self.messages():
+            if not item.hidden:
+                yield lead_of(item, before)
+                yield bytes(item.text)
+                before = item
+        yield tail_of(before)
+
+    # ---- changes
+
+    def insert(self, item: Item, after: Item) -> Effect:
+        """Put a new item behind `after`."""
+        self._by_id[item.id] = item
+        if after.next is self.head and not item.hidden:
+            return self._append(item)
+        return self._link(item, after)
+
+    def remove(self, item: Item) -> Effect:
+        """Take a message out."""
+        del self._by_id[item.id]
+        return self._unlink(item)
+
+    def move(self, item: Item, after: Item) -> Effect:
+        """Put a message behind `after`."""
+        if after is item or item.prev is after:
+            return NOTHING
+        return self._unlink(item) | self._link(item, after)
+
+    def replace(
+        self, item: Item, *, text: bytes | None = None, lead: bytes | None = None, tail: bytes | None = None
+    ) -> Effect:
+        """Set what isn't None."""
+        if item.hidden:
+            self._set(item, text, lead, tail)
+            return NOTHING
+        behind = self._behind(item)
+        before = None if item is self.head else self._before(item)
+        old = self._around(before, item, behind)
+        self._set(item, text, lead, tail)
+        return self._changed(old, self._around(before, item, behind), behind)
+
+    def extend(self, item: Item, addition: bytes, *, tail: bytes | None = None) -> Effect:
+        """Add to the end of its text; costs O(addition), amortised."""
+        behind = None if item.hidden else self._behind(item)
+        old = b"" if item.hidden else _joint(item, behind)
+        if not isinstance(item.text, bytearray):
+            item.text = bytearray(item.text)
+        item.text += addition
+        self._set(item, None, None, tail)
+        return NOTHING if item.hidden else self._changed(old, addition + _joint(item, behind), behind)
+
+    @staticmethod
+    def _set(item: Item, text: bytes | None, lead: bytes | None, tail: bytes | None) -> None:
+        if text is not None:
+            item.text = text
+        if lead is not None:
+            item.lead = lead
+        if tail is not None:
+            item.tail = tail
+
+    def _append(self, item: Item) -> Effect:
+        """`_link` at the end: what nearly every entry of a log does, so it is short."""
+        head, before = self.head, self._last
+        item.prev, item.next = head.prev, head
+        head.prev.next = item
+        head.prev = self._last = item
+        self.shown += 1
+        lead = item.lead if item.lead is not None else default_lead(before)
+        return self._changed(tail_of(before), b"".join((lead, item.text, tail_of(item))), None)
+
+    def _link(self, item: Item, after: Item) -> Effect:
+        item.prev, item.next = after, after.next
+        after.next.prev = item
+        after.next = item
+        if item.hidden:
+            return NOTHING
+        before, behind = self._before(item), self._behind(item)
+        if behind is None:
+            self._last = item
+        self.shown += 1
+        return self._changed(_joint(before, behind), self._around(before, item, behind), behind)
+
+    def _unlink(self, item: Item) -> Effect:
+        effect = NOTHING
+        if not item.hidden:
+            before, behind = self._before(item), self._behind(item)
+            if behind is None:
+                self._last = before
+            self.shown -= 1
+            effect = self._changed(self._around(before, item, behind), _joint(before, behind), behind)
+        item.prev.next = item.next
+        item.next.prev = item.prev
+        return effect
+
+    def _changed(self, old: bytes, new: bytes, behind: Item | None) -> Effect:
+        """Account for `old` having become `new`, where `behind` is what is shown next (None: it ends the text)."""
+        self.size += len(new) - len(old)
+        if old == new:
+            return NOTHING
+        if behind is None and new.startswith(old):
+            return Effect(new[len(old) :])
+        return REWRITTEN
+
+    @staticmethod
+    def _around(before: Item | None, item: Item, behind: Item | None) -> bytes:
+        lead = b"" if before is None else lead_of(item, before)
+        return b"".join((lead, item.text, _joint(item, behind)))
+
+    def _before(self, item: Item) -> Item:
+        item = item.prev
+        while item.hidden:
+            item = item.prev
+        return item
+
+    def _behind(self, item: Item) -> Item | None:
+        item = item.next
+        while item.hidden:
+            item = item.next
+        return None if item is self.head else item

@@ -1,0 +1,1 @@
+"""The backends. Only `store.registry` imports them."""

@@ -1,0 +1,348 @@
+"""The blob store: streams in and out, listing, watching. The files are `objects`', drafts are `staging`'s.
+
+Concurrency: on the trio loop; hashing and whatever waits for the disk runs in threads.
+"""
+
+# Plain strings and descriptors: a Path costs more than the system call.
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import trio
+
+from store import durability
+from store.driver import CHUNK
+from store.drivers.chunks import LONG, SMALL, Manifest, parts, sha256
+from store.drivers.file.objects import MANIFEST_SUFFIX, SMALL_SUFFIX, Objects, suffix_of
+from store.drivers.file.staging import LABEL, FileStaging, is_alone
+from store.drivers.file.watch import FILE, Watches
+from store.drivers.signal import Signal
+from store.model import BlobRef, Digest
+
+T = TypeVar("T")
+
+_CHUNK_NAME: Final = re.compile(r"[0-9a-f-]+\.[0-9]+\.[0-9]+")
+_SWEEP_SECONDS: Final = 3600
+"""Temporary files and drafts without a label that are older were left by a crash."""
+
+
+class FileBlobs:
+    """See `store.driver.BlobStore`."""
+
+    def __init__(self, root: Path, watches: Watches, limiter: trio.CapacityLimiter) -> None:
+        self._objects = Objects(root)
+        self._watches = watches
+        self._limiter = limiter
+
+    def close(self) -> None:
+        """Let go of files."""
+        self._objects.close()
+
+    # ---- adding
+
+    async def put(self, source: AsyncIterator[bytes] | bytes, *, durable: bool = True) -> BlobRef:
+        """See BlobStore."""
+        if isinstance(source, bytes):
+            if len(source) <= CHUNK:
+                return await self._put_small(source, durable=durable)
+            source = _pieces(source)
+        held = bytearray()
+        staging: FileStaging | None = None
+        at = 0
+        try:
+            async for piece in source:
+                held += piece
+                while len(held) > CHUNK:
+                    staging = staging or FileStaging(self._objects, self._limiter, None, None)
+                    at += await self._in_thread(staging.write, at, bytes(held[:CHUNK]))
+                    del held[:CHUNK]
+            if staging is None:
+                return await self._put_small(bytes(held), durable=durable)
+            await self._in_thread(staging.write, at, bytes(held))
+            return await staging.commit(durable=durable)
+        finally:
+            if staging is not None:
+                with trio.CancelScope(shield=True):
+                    await staging.discard()
+
+    async def _put_small(self, data: bytes, *, durable: bool) -> BlobRef:
+        manifest = Manifest(len(data), (sha256(data) if len(data) < 65536 else await self._in_thread(sha256, data),))
+
+        def add() -> None:
+            with self._objects.held():
+                if self._objects.add(manifest.chunks[0] + SMALL_SUFFIX, data, durable=durable):
+                    self._objects.announce(manifest.digest)
+
+        with durability.failing("storing a blob"):
+            await self._in_thread(add)
+        return manifest.ref
+
+    async def append(self, digest: Digest, data: bytes, *, durable: bool = True) -> BlobRef:
+        """See BlobStore."""
+        return await self._changed(digest, None, data, durable=durable)
+
+    async def patch(self, digest: Digest, offset: int, data: bytes, *, durable: bool = True) -> BlobRef:
+        """See BlobStore."""
+        return await self._changed(digest, offset, data, durable=durable)
+
+    async def _changed(self, digest: Digest, offset: int | None, data: bytes, *, durable: bool) -> BlobRef:
+        staging = FileStaging(self._objects, self._limiter, self._objects.manifest(digest), None)
+        try:
+            await self._in_thread(staging.write, staging.size if offset is None else offset, data)
+            return await staging.commit(durable=durable)
+        finally:
+            with trio.CancelScope(shield=True):
+                await staging.discard()
+
+    # ---- reading
+
+    def get(self, digest: Digest, offset: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
+        """See BlobStore."""
+        return _Range(self, digest, offset, size)
+
+    async def read(self, digest: Digest, offset: int, size: int) -> bytes:
+        """See BlobStore."""
+        manifest = self.manifest(digest)
+        size = max(0, min(size, manifest.size - offset))
+        found = [await self.chunk(manifest, *part) for part in parts(offset, size)]
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    async def stat(self, digest: Digest) -> BlobRef:
+        """See BlobStore."""
+        return self.manifest(digest).ref
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """See `Objects.manifest`."""
+        with durability.failing(f"reading {digest}"):
+            return self._objects.manifest(digest)
+
+    async def chunk(self, manifest: Manifest, index: int, begin: int, count: int) -> bytes:
+        """A range of one chunk; in a thread where it has to be hashed first."""
+        name = manifest.chunks[index] + suffix_of(manifest)
+        with durability.failing("reading a blob"):
+            if manifest.length(index) <= 65536 or self._objects.is_checked(name):
+                return self._objects.read(name, begin, count)
+            return await self._in_thread(self._objects.read, name, begin, count)
+
+    # ---- listing, deleting, watching
+
+    def list(self, prefix: str = "") -> AsyncIterator[BlobRef]:
+        """See BlobStore."""
+        return _Listing(self._objects, self._limiter, prefix)
+
+    async def delete(self, digest: Digest) -> None:
+        """See BlobStore."""
+
+        def remove() -> None:
+            with self._objects.held(alone=True):
+                self._objects.remove(digest)
+
+        with durability.failing(f"deleting {digest}"):
+            await self._in_thread(remove)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[Digest]]:
+        """See BlobStore."""
+        with durability.failing("watching blobs"):
+            await self._in_thread(self._make_announced)
+            self._objects.begin_anew()
+            arrivals = _Arrivals(self._objects.announced)
+        remove = self._watches.add(self._objects.announced, FILE, lambda _mask, _name: arrivals.signal.notify())
+        try:
+            yield arrivals
+        finally:
+            remove()
+            arrivals.close()
+
+    def _make_announced(self) -> None:
+        self._objects.make()
+        with contextlib.suppress(FileExistsError):
+            durability.write_new("blob.announce", self._objects.announced, b"", durable=False)
+
+    # ---- staging
+
+    def stage(self, base: Digest | None = None, *, label: dict[str, Any]) -> FileStaging:
+        """See BlobStore."""
+        return FileStaging(self._objects, self._limiter, None if base is None else self.manifest(base), label)
+
+    async def abandoned(self) -> Sequence[FileStaging]:
+        """See BlobStore."""
+        with durability.failing("looking for abandoned drafts"):
+            return await self._in_thread(self._take_over)
+
+    def _take_over(self) -> Sequence[FileStaging]:
+        drafts = self._objects.drafts
+        chunks: dict[str, list[str]] = {}
+        stems: list[str] = []
+        try:
+            names = sorted(os.listdir(drafts))
+        except FileNotFoundError:
+            return []
+        for name in names:
+            stem, _, rest = name.partition(".")
+            if _CHUNK_NAME.fullmatch(name):
+                chunks.setdefault(stem, []).append(rest)
+            elif rest == "json":
+                stems.append(stem)
+            else:
+                self._sweep(drafts / name)
+        found = [self._take_over_one(f"{drafts}/{stem}", chunks.pop(stem, [])) for stem in stems]
+        for stem, left in chunks.items():
+            for rest in left:
+                self._sweep(drafts / f"{stem}.{rest}")
+        return [staging for staging in found if staging is not None]
+
+    def _take_over_one(self, stem: str, names: Sequence[str]) -> FileStaging | None:
+        try:
+            fd = os.open(stem + LABEL, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        staging = None
+        try:
+            # Nobody links a label anew: without links it was committed or discarded just now.
+            if is_alone(fd) and os.fstat(fd).st_nlink:
+                staging = FileStaging.take_over(self._objects, self._limiter, stem, fd, names)
+                if staging is None and self._sweep(Path(stem + LABEL)):
+                    for name in names:
+                        os.unlink(f"{stem}.{name}")
+        finally:
+            if staging is None:
+                os.close(fd)
+        return staging
+
+    def _sweep(self, path: Path) -> bool:
+        """Remove what is old enough not to be in the making."""
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - path.lstat().st_mtime > _SWEEP_SECONDS:
+                path.unlink()
+                return True
+        return False
+
+    async def _in_thread(self, call: Callable[..., T], *args: object) -> T:
+        return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
+
+
+async def _pieces(data: bytes) -> AsyncIterator[bytes]:
+    for at in range(0, len(data), CHUNK):
+        yield data[at : at + CHUNK]
+
+
+class _Range:
+    """`BlobStore.get`."""
+
+    def __init__(self, blobs: FileBlobs, digest: Digest, offset: int, size: int | None) -> None:
+        self._blobs = blobs
+        self._digest = digest
+        self._offset = offset
+        self._left = size
+        self._manifest: Manifest | None = None
+
+    def __aiter__(self) -> _Range:
+        return self
+
+    async def __anext__(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        if self._manifest is None:
+            self._manifest = self._blobs.manifest(self._digest)
+        left = self._manifest.size - self._offset
+        if self._left is not None:
+            left = min(left, self._left)
+        if left <= 0:
+            raise StopAsyncIteration
+        index, begin, count = next(parts(self._offset, left))
+        data = await self._blobs.chunk(self._manifest, index, begin, count)
+        self._offset += count
+        if self._left is not None:
+            self._left -= count
+        return data
+
+
+class _Listing:
+    """`BlobStore.list`: one directory at a time."""
+
+    def __init__(self, objects: Objects, limiter: trio.CapacityLimiter, prefix: str) -> None:
+        self._objects = objects
+        self._limiter = limiter
+        self._prefix = prefix
+        self._groups: list[str] | None = None
+        self._found: list[BlobRef] = []
+
+    def __aiter__(self) -> _Listing:
+        return self
+
+    async def __anext__(self) -> BlobRef:
+        while not self._found:
+            with durability.failing("listing blobs"):
+                if self._groups is None:
+                    self._groups = self._objects.groups()[::-1]
+                if not self._groups:
+                    raise StopAsyncIteration
+                self._found = await trio.to_thread.run_sync(self._load, self._groups.pop(), limiter=self._limiter)
+        return self._found.pop()
+
+    def _load(self, group: str) -> list[BlobRef]:
+        found = []
+        for name in self._objects.names_in(group):
+            hexed, dot, suffix = name.partition(".")
+            if dot + suffix not in {SMALL_SUFFIX, MANIFEST_SUFFIX}:
+                continue
+            digest = Digest((LONG if suffix else SMALL) + hexed)
+            if not digest.startswith(self._prefix):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                path = self._objects.path(name)
+                if suffix:
+                    with open(path, "rb") as file:
+                        found.append(BlobRef(digest, int(file.readline())))
+                else:
+                    found.append(BlobRef(digest, os.lstat(path).st_size))
+        return found[::-1]
+
+
+class _Arrivals:
+    """`BlobStore.watch`: follows the file of announcements, also when it begins anew."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._at = os.fstat(self._fd).st_size
+        self._text = b""
+        self.signal = Signal()
+
+    def close(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+
+    def __aiter__(self) -> _Arrivals:
+        return self
+
+    async def __anext__(self) -> Digest:
+        while True:
+            await trio.lowlevel.checkpoint()
+            line, newline, rest = self._text.partition(b"\n")
+            if newline:
+                self._text = rest
+                return Digest(line.decode())
+            event = self.signal.event()
+            replaced = not os.fstat(self._fd).st_nlink
+            data = os.pread(self._fd, 65536, self._at)
+            self._at += len(data)
+            self._text += data
+            if not data:
+                if replaced:
+                    self._reopen()
+                else:
+                    await event.wait()
+
+    def _reopen(self) -> None:
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        os.close(self._fd)
+        self._fd, self._at = fd, 0

@@ -1,0 +1,98 @@
+"""Make a blob of what a staging holds: hash the touched chunks, link them into the objects, the manifest last.
+
+Knows nothing of how a staging comes to be; what it is given nobody changes any more.
+
+Concurrency: for any thread; holds the objects' lock shared.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from store import durability
+from store.driver import CHUNK
+from store.drivers.chunks import Manifest, chunk_count, manifest_of, sha256, split_digest
+from store.drivers.file.objects import CHUNK_SUFFIX, MANIFEST_SUFFIX, SMALL_SUFFIX, Objects, suffix_of
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A draft at one moment: `files` are the touched chunks' files; `base` counts as far as `limit`."""
+
+    files: dict[int, str]
+    base: Manifest | None
+    limit: int
+    size: int
+
+
+def make_blob(objects: Objects, frozen: Frozen, *, durable: bool, wait: bool) -> Manifest:
+    """Hash what was touched and link it; the manifest comes last. Raises BlockingIOError without `wait`."""
+    suffix = SMALL_SUFFIX if frozen.size <= CHUNK else CHUNK_SUFFIX
+    with objects.held(wait=wait):
+        base_there = frozen.base is not None and objects.has(frozen.base)
+        zeros = ""
+        hexes: list[str] = []
+        new = False
+        for index in range(chunk_count(frozen.size)):
+            length = min(CHUNK, frozen.size - index * CHUNK)
+            if index in frozen.files:
+                name, new = _store_file(objects, frozen.files[index], length, suffix, durable=durable)
+            elif _kept_whole(frozen, index, length):
+                assert frozen.base is not None
+                name = frozen.base.chunks[index]
+                if suffix_of(frozen.base) != suffix or not base_there:
+                    new = _relink(objects, frozen.base, name, suffix, durable=durable)
+            elif frozen.base is None or frozen.limit <= index * CHUNK:
+                if length != CHUNK or not zeros:
+                    name = sha256(bytes(length))
+                    new = objects.add(name + suffix, bytes(length), durable=durable)
+                    zeros = name if length == CHUNK else zeros
+                name = zeros if length == CHUNK else name
+            else:
+                kept = min(length, frozen.limit - index * CHUNK)
+                data = objects.read(frozen.base.chunks[index] + suffix_of(frozen.base), 0, kept).ljust(length, b"\0")
+                name = sha256(data)
+                new = objects.add(name + suffix, data, durable=durable)
+            hexes.append(name)
+        manifest = manifest_of(frozen.size, hexes)
+        if frozen.size > CHUNK:
+            _, name = split_digest(manifest.digest)
+            new = objects.add(name + MANIFEST_SUFFIX, manifest.encode(), durable=durable)
+        if new:
+            objects.announce(manifest.digest)
+    return manifest
+
+
+def _kept_whole(frozen: Frozen, index: int, length: int) -> bool:
+    """Whether the chunk is just the base's."""
+    base = frozen.base
+    if base is None or index >= len(base.chunks) or base.length(index) != length:
+        return False
+    return frozen.limit >= index * CHUNK + length
+
+
+def _store_file(objects: Objects, path: str, length: int, suffix: str, *, durable: bool) -> tuple[str, bool]:
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        stat = os.fstat(fd)
+        if stat.st_size != length:
+            if stat.st_nlink > 1:
+                # Taken over from a crash that came after it was linked: that blob keeps its bytes.
+                data = os.pread(fd, length, 0).ljust(length, b"\0")
+                name = sha256(data)
+                return name, objects.add(name + suffix, data, durable=durable)
+            durability.system.ftruncate("draft.truncate", fd, length)
+        data = os.pread(fd, length, 0)
+        if durable:
+            durability.system.fsync("blob.sync", fd)
+    finally:
+        os.close(fd)
+    name = sha256(data)
+    return name, objects.install(name + suffix, path, durable=durable, data=data)
+
+
+def _relink(objects: Objects, base: Manifest, name: str, suffix: str, *, durable: bool) -> bool:
+    """A chunk of the base becomes a small blob, or the other way round, or the base was deleted: link or check it."""
+    objects.read(name + suffix_of(base), 0, 0)
+    return objects.install(name + suffix, objects.path(name + suffix_of(base)), durable=durable)

@@ -1,0 +1,366 @@
+"""Append to a log, truncate it, make it durable, follow it. The text itself is `text`'s, what ends it is `tail`'s.
+
+Lock order: an instance's `_mutex`, then the flock of the log file. The flock excludes other instances, in this process
+as in others; whoever holds it may append, repair and replace the file. Between taking and giving back an uncontended
+flock there is no await, so appends of one process never interleave.
+
+A failed append is undone with ftruncate. Where that fails, or an fsync does, nobody knows what the disk has: the
+instance refuses appends and syncs until the log is opened again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import trio
+
+from store import durability
+from store.driver import Clock
+from store.drivers.batch import encode
+from store.drivers.file import locks, repair
+from store.drivers.file.lease import EpochRecord
+from store.drivers.file.readers import Backward, Cursor, Forward
+from store.drivers.file.tail import Mark, locate
+from store.drivers.file.text import BASE_NAME, Look, Text, encode_base
+from store.drivers.signal import Signal
+from store.errors import ReadOnly, SeqConflict, SpaceNotFound, StaleEpoch, StoreFailed
+from store.model import Entry, Epoch, Head, NewEntry, Seq, SpaceId
+
+
+class Surroundings(Protocol):
+    """What a log needs of its driver."""
+
+    root: Path
+    clock: Clock
+    limiter: trio.CapacityLimiter
+
+    def signal(self, space: SpaceId) -> Signal:
+        """The space's, shared by all instances in this driver."""
+        ...
+
+    def follow(self, space: SpaceId) -> Callable[[], None]:
+        """Notify the space's signal when another process changes the log, until what is returned is called."""
+        ...
+
+
+class FileLog:
+    """An opened log; see `store.driver.AppendLog`."""
+
+    def __init__(self, around: Surroundings, space: SpaceId) -> None:
+        self.space = space
+        self._around = around
+        self.text = Text(space, around.root / space)
+        self._epochs = EpochRecord(space, self.text.directory)
+        self.signal = around.signal(space)
+        self._mutex = trio.Lock()
+        self._failed: str | None = None
+        self._syncing: trio.Event | None = None
+        self._synced = (-1, 0)
+        """The text's generation and size that are known to be on stable storage."""
+        self._subscriptions: set[Subscription] = set()
+
+    async def open(self) -> None:
+        """Find the end, finish what a crash interrupted."""
+        async with self._flock():
+            with durability.failing(f"opening the log of {self.space}"):
+                self._attach()
+
+    # ---- looking
+
+    @property
+    def head(self) -> Head:
+        """See AppendLog."""
+        return self.text.head
+
+    async def refresh(self) -> Head:
+        """See AppendLog."""
+        while True:
+            seen = self.text.look()
+            if seen is Look.SEEN:
+                return self.text.head
+            if seen is Look.MORE:
+                await trio.lowlevel.checkpoint()
+                continue
+            async with self._locked():
+                self._settle()
+
+    def read(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
+        """See AppendLog."""
+        return Backward(self.text, since, limit) if reverse else Forward(self.text, since, limit)
+
+    def read_text(self, offset: int, size: int) -> bytes:
+        """See AppendLog."""
+        return self.text.read_text(offset, size)
+
+    @asynccontextmanager
+    async def subscribe(self, since: Seq | None = None) -> AsyncIterator[AsyncIterator[Entry]]:
+        """See AppendLog."""
+        own = FileLog(self._around, self.space)
+        unfollow = self._around.follow(self.space)
+        try:
+            await own.open()
+            subscription = Subscription(own, since)
+            self._subscriptions.add(subscription)
+            try:
+                yield subscription
+            finally:
+                self._subscriptions.discard(subscription)
+        finally:
+            unfollow()
+            await own.aclose()
+
+    # ---- appending
+
+    async def append(
+        self, batch: Sequence[NewEntry], *, expected_seq: Seq | None = None, epoch: Epoch | None = None
+    ) -> Seq:
+        """See AppendLog."""
+        text = self.text
+        text.check_open()
+        if not self._mutex.locked() and locks.try_lock(text.fd):
+            # No await before it is given back.
+            try:
+                stat = os.fstat(text.fd)
+                if stat.st_nlink:
+                    return self._append(batch, expected_seq, epoch, stat.st_size)
+            finally:
+                locks.unlock(text.fd)
+        async with self._locked():
+            return self._append(batch, expected_seq, epoch, os.fstat(text.fd).st_size)
+
+    def _append(self, batch: Sequence[NewEntry], expected_seq: Seq | None, epoch: Epoch | None, size: int) -> Seq:
+        """Under the lock, with the file that is there now."""
+        text = self.text
+        if self._failed is not None:
+            raise StoreFailed(self._failed)
+        if size != text.head.size or text.damage is not None:
+            self._settle()
+            text.raise_damage()
+        head = text.head
+        if expected_seq is not None and head.seq != expected_seq:
+            raise SeqConflict(f"{self.space} is at entry {head.seq}, not {expected_seq}", current=head.seq)
+        if epoch is not None and (granted := self._epochs.current()) > epoch:
+            raise StaleEpoch(f"the lease of {self.space} was granted anew: acquire it", current=granted)
+        if not batch:
+            return head.seq
+        if not text.writable:
+            raise ReadOnly(f"the log of {self.space} can't be written")
+        data, head = encode(batch, head, self._around.clock, self.space)
+        try:
+            durability.write_all("log.append", text.fd, data)
+        except BaseException as error:
+            self._undo()
+            if isinstance(error, OSError):
+                raise durability.store_error(error, f"appending to {self.space}") from error
+            raise
+        text.advance(head)
+        self.signal.notify()
+        return head.seq
+
+    def _undo(self) -> None:
+        try:
+            durability.system.ftruncate("log.undo", self.text.fd, self.text.head.size)
+        except OSError as error:
+            self._failed = f"a failed append to {self.space} couldn't be undone ({error}): open the log again"
+
+    # ---- under the lock
+
+    @asynccontextmanager
+    async def _flock(self) -> AsyncIterator[None]:
+        """Hold the flock of the file that is there now; awaits whoever has it."""
+        try:
+            fd = await locks.acquire(self.text.path, self._around.limiter)
+        except FileNotFoundError as error:
+            raise SpaceNotFound(f"there is no log of {self.space}") from error
+        except OSError as error:
+            raise durability.store_error(error, f"locking the log of {self.space}") from error
+        try:
+            yield
+        finally:
+            os.close(fd)
+
+    @asynccontextmanager
+    async def _locked(self) -> AsyncIterator[None]:
+        """The same, with the text attached to that file."""
+        async with self._mutex, self._flock():
+            self.text.check_open()
+            if not os.fstat(self.text.fd).st_nlink:
+                with durability.failing(f"opening the log of {self.space}"):
+                    self._attach()
+            yield
+
+    def _attach(self) -> None:
+        text = self.text
+        text.attach()
+        if text.interrupted:
+            self._finish_truncation()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Take in what others appended; move a torn tail to quarantine."""
+        text = self.text
+        torn = text.settle()
+        if torn and text.writable:
+            with durability.failing(f"repairing the log of {self.space}"):
+                repair.quarantine(self._around.root, self.space, torn, text.head, self._around.clock())
+                durability.system.ftruncate("log.repair", text.fd, text.head.size)
+
+    # ---- truncating
+
+    async def truncate_before(self, seq: Seq) -> None:
+        """See AppendLog."""
+        async with self._locked():
+            if self._failed is not None:
+                raise StoreFailed(self._failed)
+            self._settle()
+            text = self.text
+            text.raise_damage()
+            head = text.head
+            if seq > head.seq + 1:
+                raise ValueError(f"{self.space} ends at entry {head.seq}: nothing to truncate before {seq}")
+            if seq <= head.first_seq:
+                return
+            if not text.writable:
+                raise ReadOnly(f"the log of {self.space} can't be written")
+            base = text.position(seq - 1)
+            if base is None:
+                async for _ in self.read(Seq(0)):  # raises CorruptLog, saying where
+                    pass
+                raise StoreFailed(f"entry {seq - 1} of {self.space} can't be found: run chatfs fsck")
+            with durability.failing(f"truncating the log of {self.space}"):
+                # A thread, and the flock stays held: other instances wait.
+                await trio.to_thread.run_sync(self._replace, base, True, limiter=self._around.limiter)
+                text.attach()
+            self.signal.notify()
+
+    def _replace(self, base: Mark, record: bool) -> None:  # noqa: FBT001
+        """Put what stands behind `base` in the log's place. In a thread, or while opening; under the lock."""
+        text = self.text
+        directory = text.directory
+        beside = durability.temporary(text.path)
+        if record:
+            durability.system.fdatasync("log.truncate", text.fd)
+        target = durability.create("log.truncate", beside)
+        try:
+            offset = base.end
+            while piece := os.pread(text.fd, 1024 * 1024, offset):
+                durability.write_all("log.truncate", target, piece)
+                offset += len(piece)
+            durability.system.fsync("log.truncate", target)
+            if record:
+                durability.atomic_replace("log.base", directory / BASE_NAME, encode_base(base))
+            durability.system.rename("log.truncate", beside, text.path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+        finally:
+            os.close(target)
+        durability.fsync_dir("log.truncate", directory)
+
+    def _finish_truncation(self) -> None:
+        """The base is written, the log isn't shortened yet: do that."""
+        text = self.text
+        size = os.fstat(text.fd).st_size
+        mark = locate(text.fd, size, Seq(text.base.seq))
+        if mark is None or mark.crc != text.base.crc:
+            raise StoreFailed(f"{text.directory / BASE_NAME} doesn't belong to this log: run chatfs fsck")
+        if not text.writable:
+            raise ReadOnly(f"a truncation of {self.space} was interrupted: open it once where it can be written")
+        self._replace(mark, False)
+        text.attach()
+
+    # ---- durability
+
+    async def sync(self) -> None:
+        """See AppendLog."""
+        text = self.text
+        text.check_open()
+        wanted = (text.generation, os.fstat(text.fd).st_size)
+        while self._failed is None:
+            generation, size = self._synced
+            if generation > wanted[0] or (generation == wanted[0] and size >= wanted[1]):
+                return
+            if self._syncing is not None:
+                await self._syncing.wait()
+                continue
+            await self._sync_now()
+        raise StoreFailed(self._failed)
+
+    async def _sync_now(self) -> None:
+        text = self.text
+        text.check_open()
+        # A descriptor of its own, since the text may be attached to another file meanwhile.
+        with durability.failing(f"syncing the log of {self.space}"):
+            fd = os.dup(text.fd)
+        done = self._syncing = trio.Event()
+        covers = (text.generation, os.fstat(fd).st_size)
+        directories = self._synced[0] < 0
+        try:
+            await trio.to_thread.run_sync(self._sync_file, fd, directories, limiter=self._around.limiter)
+            self._synced = covers
+        except OSError as error:
+            self._failed = f"the log of {self.space} couldn't be made durable ({error}): open it again"
+            raise durability.store_error(error, f"syncing the log of {self.space}") from error
+        finally:
+            os.close(fd)
+            self._syncing = None
+            done.set()
+
+    def _sync_file(self, fd: int, directories: bool) -> None:  # noqa: FBT001
+        durability.system.fdatasync("log.sync", fd)
+        if directories:
+            # Whoever made the log may not have synced its name: once per instance, up to the root.
+            directory = self.text.directory
+            while True:
+                durability.fsync_dir("log.sync", directory)
+                if directory == self._around.root:
+                    return
+                directory = directory.parent
+
+    async def aclose(self) -> None:
+        """See AppendLog."""
+        self.text.close()
+        self._epochs.close()
+        for subscription in self._subscriptions:
+            subscription.end()
+        self.signal.notify()
+
+
+class Subscription:
+    """Replay, then live: a cursor over a view of its own, so that a slow reader costs one piece of text."""
+
+    def __init__(self, log: FileLog, since: int | None) -> None:
+        self._log = log
+        self._text = log.text
+        self._cursor = Cursor(log.text, log.head.seq if since is None else since)
+        self._ended = False
+
+    def end(self) -> None:
+        """The log that was subscribed to is closed."""
+        self._ended = True
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Entry:
+        cursor = self._cursor
+        while (entry := cursor.ready()) is None:
+            await trio.lowlevel.checkpoint()
+            if cursor.fill():
+                continue
+            # The event first: what is appended between the look and the wait wakes.
+            moved = self._log.signal.event()
+            if self._ended:
+                raise trio.ClosedResourceError(f"the log of {self._log.space} was closed")
+            await self._log.refresh()
+            if cursor.seq < self._text.head.seq:
+                continue
+            self._text.raise_damage()
+            await moved.wait()
+        return entry

@@ -1,0 +1,309 @@
+"""Blobs as files under `objects/ab/`: `<hex>` a small blob, `<hex>.chunk` a chunk, `<hex>.chunks` a manifest.
+
+A small blob and an equal chunk are two links to be listed and deleted apart. Files are never changed once they are
+there; one whose bytes are not what its name says (a power cut before they were synced) is replaced.
+
+Concurrency: for any thread. Who adds holds `objects/.lock` shared, who deletes holds it alone, so that nobody relies on
+a chunk that is being deleted. Reading takes no lock.
+"""
+
+# Plain strings and descriptors: a Path costs more than the system call.
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from store import durability
+from store.driver import CHUNK
+from store.drivers.chunks import Manifest, decode_manifest, sha256, split_digest
+from store.errors import BlobNotFound, CorruptBlob
+from store.model import Digest
+
+SMALL_SUFFIX: Final = ""
+CHUNK_SUFFIX: Final = ".chunk"
+MANIFEST_SUFFIX: Final = ".chunks"
+
+_CHECKED: Final = 65536
+"""How many files are remembered as checked."""
+_MANIFESTS: Final = 64
+_ANNOUNCED: Final = 1024 * 1024
+"""Bytes of `objects/announced` after which it begins anew."""
+
+
+def suffix_of(manifest: Manifest) -> str:
+    """How the files of a blob's chunks end."""
+    return CHUNK_SUFFIX if manifest.size > CHUNK else SMALL_SUFFIX
+
+
+class Objects:
+    """The files; digests and staging are built on them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.directory = root / "objects"
+        self.drafts = root / "drafts"
+        self.announced = self.directory / "announced"
+        self._lock = self.directory / ".lock"
+        self._guard = threading.Lock()
+        self._checked: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
+        self._durable: OrderedDict[str, None] = OrderedDict()
+        self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
+        self._announce_fd = -1
+
+    def path(self, name: str) -> str:
+        """Where the object `name` (hex and suffix) is."""
+        return f"{self.directory}/{name[:2]}/{name}"
+
+    def close(self) -> None:
+        """Let go of the file of announcements."""
+        with self._guard:
+            if self._announce_fd >= 0:
+                os.close(self._announce_fd)
+                self._announce_fd = -1
+
+    # ---- locking
+
+    @contextlib.contextmanager
+    def held(self, *, alone: bool = False, wait: bool = True) -> Iterator[None]:
+        """Hold the lock; raises BlockingIOError where it isn't free and `wait` is off."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            fd = os.open(self._lock, flags, durability.FILE_MODE)
+        except FileNotFoundError:
+            self.make()
+            fd = os.open(self._lock, flags, durability.FILE_MODE)
+        try:
+            fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+            yield
+        finally:
+            os.close(fd)
+
+    def make(self) -> None:
+        """Make the directory where it is missing."""
+        for changed in durability.make_dirs("blob.make", self.directory, self.root):
+            durability.fsync_dir("blob.make", changed)
+
+    # ---- reading
+
+    def read(self, name: str, offset: int, size: int) -> bytes:
+        """A range of an object whose bytes have been checked. Raises BlobNotFound, CorruptBlob."""
+        path = self.path(name)
+        fd = self._open(path, name)
+        try:
+            stat = os.fstat(fd)
+            identity = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+            if self._checked.get(path) == identity:
+                return os.pread(fd, size, offset)
+            data = self._whole(fd, stat.st_size)
+        finally:
+            os.close(fd)
+        self._check(name, data)
+        self._remember(path, identity)
+        return data[offset : offset + size]
+
+    def is_checked(self, name: str) -> bool:
+        """Whether reading the object costs no hashing."""
+        return self.path(name) in self._checked
+
+    def _open(self, path: str, name: str) -> int:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError as error:
+            raise BlobNotFound(f"no blob {name.partition('.')[0]}") from error
+        except OSError as error:
+            raise durability.store_error(error, f"reading {path}") from error
+
+    def _whole(self, fd: int, size: int) -> bytes:
+        parts = []
+        at = 0
+        while at < size and (part := os.pread(fd, size - at, at)):
+            parts.append(part)
+            at += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _check(self, name: str, data: bytes) -> None:
+        if sha256(data) != name[:64]:
+            raise CorruptBlob(f"{self.path(name)} isn't what its name says: restore it from a backup")
+
+    def _remember(self, path: str, identity: tuple[int, int, int]) -> None:
+        with self._guard:
+            self._checked[path] = identity
+            if len(self._checked) > _CHECKED:
+                self._checked.popitem(last=False)
+
+    def manifest(self, digest: Digest) -> Manifest:
+        """A blob's manifest; for a small one it is made from its file. Raises BlobNotFound, CorruptBlob."""
+        is_long, name = split_digest(digest)
+        if not is_long:
+            try:
+                size = os.lstat(self.path(name)).st_size
+            except FileNotFoundError as error:
+                raise BlobNotFound(f"no blob {digest}") from error
+            if size > CHUNK:
+                raise CorruptBlob(f"{self.path(name)} is too long: restore it from a backup")
+            return Manifest(size, (name,))
+        name += MANIFEST_SUFFIX
+        fd = self._open(self.path(name), name)
+        try:
+            found = self._manifests.get(digest)
+            if found is None:
+                found = decode_manifest(digest, self._whole(fd, os.fstat(fd).st_size))
+                with self._guard:
+                    self._manifests[digest] = found
+                    if len(self._manifests) > _MANIFESTS:
+                        self._manifests.popitem(last=False)
+        finally:
+            os.close(fd)
+        return found
+
+    def has(self, manifest: Manifest) -> bool:
+        """Whether the blob is still there."""
+        digest = manifest.digest
+        is_long, name = split_digest(digest)
+        return os.path.lexists(self.path(name + (MANIFEST_SUFFIX if is_long else SMALL_SUFFIX)))
+
+    # ---- adding, with the lock held
+
+    def install(self, name: str, source: str, *, durable: bool, data: bytes | None = None) -> bool:
+        """Link `source`, a complete file (synced, if `durable`), under `name`; return whether it wasn't there.
+
+        `data` is its bytes where they are known to be right.
+        """
+        path = self.path(name)
+        try:
+            self._link(source, path)
+            new = True
+        except FileExistsError:
+            new = False
+            if not self._is_intact(name):
+                beside = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
+                durability.system.link("blob.heal", source, beside)
+                durability.system.rename("blob.heal", beside, path)
+            elif durable and path not in self._durable:
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    durability.system.fsync("blob.resync", fd)
+                finally:
+                    os.close(fd)
+        if data is not None:
+            stat = os.lstat(path)
+            self._remember(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        if durable and path not in self._durable:
+            self._sync_names(path)
+        return new
+
+    def add(self, name: str, data: bytes, *, durable: bool) -> bool:
+        """Write `data` as the object `name`; return whether it wasn't there."""
+        beside = self.drafts / f".put-{os.getpid()}-{threading.get_ident()}-{name[:64]}"
+        try:
+            durability.write_new("blob.write", beside, data, durable=durable)
+        except FileNotFoundError:
+            durability.make_dirs("draft.make", self.drafts, self.root)
+            durability.write_new("blob.write", beside, data, durable=durable)
+        try:
+            return self.install(name, str(beside), durable=durable, data=data)
+        finally:
+            os.unlink(beside)
+
+    def _link(self, source: str, path: str) -> None:
+        try:
+            durability.system.link("blob.link", source, path)
+        except FileNotFoundError:
+            durability.make_dirs("blob.make", Path(path).parent, self.root)
+            durability.system.link("blob.link", source, path)
+
+    def _is_intact(self, name: str) -> bool:
+        try:
+            self.read(name, 0, 0)
+        except (CorruptBlob, BlobNotFound):
+            return False
+        return True
+
+    def _sync_names(self, path: str) -> None:
+        parent = Path(path).parent
+        durability.fsync_dir("blob.sync", parent)
+        if str(parent) not in self._durable:
+            # Whoever made the directory may not have synced its name: once per process.
+            durability.fsync_dir("blob.sync", self.directory)
+        with self._guard:
+            self._durable[path] = self._durable[str(parent)] = None
+            while len(self._durable) > _CHECKED:
+                self._durable.popitem(last=False)
+
+    def announce(self, digest: Digest) -> None:
+        """Tell watchers in all processes that a blob is there now."""
+        with self._guard:
+            if self._announce_fd < 0 or not os.fstat(self._announce_fd).st_nlink:
+                if self._announce_fd >= 0:
+                    os.close(self._announce_fd)
+                self._announce_fd = -1
+                self._announce_fd = durability.system.open(
+                    "blob.announce", self.announced, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+                )
+            durability.write_all("blob.announce", self._announce_fd, f"{digest}\n".encode())
+
+    def begin_anew(self) -> None:
+        """Replace a long file of announcements by an empty one, unless somebody is adding right now."""
+        with contextlib.suppress(FileNotFoundError, BlockingIOError):
+            if os.stat(self.announced).st_size < _ANNOUNCED:
+                return
+            with self.held(alone=True, wait=False):
+                durability.atomic_replace("blob.announce", self.announced, b"", durable=False)
+
+    # ---- deleting, with the lock held alone
+
+    def remove(self, digest: Digest) -> None:
+        """Delete a blob, and those of its chunks that no other blob has."""
+        is_long, name = split_digest(digest)
+        if not is_long:
+            self._unlink(name)
+            return
+        try:
+            chunks = set(self.manifest(digest).chunks)
+        except BlobNotFound:
+            return
+        except CorruptBlob:
+            chunks = set()
+        self._unlink(name + MANIFEST_SUFFIX)
+        with self._guard:
+            self._manifests.pop(digest, None)
+        for other in self.names(MANIFEST_SUFFIX):
+            if not chunks:
+                return
+            with open(self.path(other), "rb") as file:
+                chunks.difference_update(line.decode() for line in file.read().split(b"\n")[1:])
+        for chunk in chunks:
+            self._unlink(chunk + CHUNK_SUFFIX)
+
+    def _unlink(self, name: str) -> None:
+        path = self.path(name)
+        with contextlib.suppress(FileNotFoundError):
+            durability.system.unlink("blob.delete", path)
+        with self._guard:
+            self._checked.pop(path, None)
+            self._durable.pop(path, None)
+
+    # ---- listing
+
+    def groups(self) -> list[str]:
+        """The directories, sorted."""
+        try:
+            return sorted(name for name in os.listdir(self.directory) if len(name) == 2)
+        except FileNotFoundError:
+            return []
+
+    def names_in(self, group: str) -> list[str]:
+        """The objects of a directory, sorted."""
+        return sorted(name for name in os.listdir(self.directory / group) if not name.endswith(".tmp"))
+
+    def names(self, suffix: str) -> Iterator[str]:
+        """All objects whose name ends so."""
+        for group in self.groups():
+            yield from (name for name in self.names_in(group) if name.endswith(suffix))

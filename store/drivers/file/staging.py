@@ -1,0 +1,354 @@
+"""A blob being made: files under `drafts/`, one for each chunk that was touched.
+
+::
+
+    drafts/<uuid>.json      {"label", "base", "limit", "size"}; "label": null for the store's own use
+    drafts/<uuid>.<i>.<g>   chunk i, generation g; shorter than the chunk: zeros follow
+
+Chunk i is its file of the highest generation; else the base's chunk as far as `limit`; else zeros. The size is the
+largest of `size` and where the chunk files end. Nothing is made before the first write; the label goes first.
+
+A flock on the label says that its process lives. A commit freezes what is there by beginning a new generation:
+frozen files are only copied, so writes go on while a thread hashes them.
+
+Concurrency: on the trio loop, but for a commit's hashing and linking, and `sync`; commits of one staging take turns.
+"""
+
+# Plain strings and descriptors: a Path costs more than the system call.
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+import trio
+
+from store import durability
+from store.driver import CHUNK
+from store.drivers.chunks import Manifest, parts
+from store.drivers.file.commit import Frozen, make_blob
+from store.drivers.file.objects import Objects, suffix_of
+from store.errors import BlobNotFound, CorruptBlob
+from store.model import BlobRef, Digest
+
+LABEL: Final = ".json"
+_OPEN: Final = 4
+"""How many chunk files stay open."""
+_INLINE: Final = 64 * 1024
+"""Blobs of at most this many bytes are hashed at once where nothing has to be synced: a thread would take longer."""
+
+
+class FileStaging:
+    """See `store.driver.Staging`. Made by `FileBlobs`."""
+
+    def __init__(
+        self, objects: Objects, limiter: trio.CapacityLimiter, base: Manifest | None, label: dict[str, Any] | None
+    ) -> None:
+        self._objects = objects
+        self._limiter = limiter
+        self._label = label
+        self._base = base
+        self._limit = self._size = base.size if base else 0
+        self._cut: int | None = None
+        self._files: dict[int, int] = {}
+        self._older: list[tuple[int, int]] = []
+        self._generation = 0
+        self._stem: str | None = None
+        self._label_fd = -1
+        self._label_size = 0
+        self._fds: OrderedDict[tuple[int, int], int] = OrderedDict()
+        self._committing = trio.Lock()
+        self._discarded = False
+
+    @property
+    def size(self) -> int:
+        """See Staging."""
+        return self._size
+
+    @property
+    def label(self) -> dict[str, Any]:
+        """See Staging."""
+        return self._label or {}
+
+    # ---- reading and writing
+
+    def read(self, offset: int, size: int) -> bytes:
+        """See Staging."""
+        size = max(0, min(size, self._size - offset))
+        with durability.failing("reading a draft"):
+            found = [
+                self._chunk(index, begin, count).ljust(count, b"\0") for index, begin, count in parts(offset, size)
+            ]
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def write(self, offset: int, data: bytes) -> int:
+        """See Staging."""
+        size = len(data)
+        if not size:
+            return 0
+        view = memoryview(data)
+        at = 0
+        with durability.failing("writing a draft"):
+            self._make()
+            for index, begin, count in parts(offset, size):
+                fd = self._writable(index, begin, count)
+                durability.pwrite_all("draft.chunk", fd, view[at : at + count] if count != size else data, begin)
+                at += count
+                self._size = max(self._size, offset + at)
+        return size
+
+    def truncate(self, size: int) -> None:
+        """See Staging."""
+        with durability.failing("truncating a draft"):
+            self._make()
+            if size < self._size:
+                self._shorten(size)
+            self._size = size
+            self._write_label()
+
+    def _chunk(self, index: int, begin: int, count: int) -> bytes:
+        """Bytes of a chunk; fewer where zeros follow."""
+        if index in self._files:
+            return os.pread(self._fd(index), count, begin)
+        count = min(count, self._limit - index * CHUNK - begin)
+        if self._base is None or count <= 0:
+            return b""
+        return self._objects.read(self._base.chunks[index] + suffix_of(self._base), begin, count)
+
+    def _writable(self, index: int, begin: int, count: int) -> int:
+        """The chunk's file in this generation, with what it holds copied unless all of that gets overwritten."""
+        if self._files.get(index) == self._generation:
+            return self._fd(index)
+        covered = begin == 0 and count >= min(CHUNK, self._size - index * CHUNK)
+        return self._own(index, b"" if covered else self._chunk(index, 0, CHUNK))
+
+    def _own(self, index: int, content: bytes) -> int:
+        """Make the chunk's file of this generation."""
+        path = self._path(index, self._generation)
+        fd = durability.system.open("draft.chunk", path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW)
+        try:
+            if content:
+                durability.pwrite_all("draft.copy", fd, content, 0)
+        except BaseException:
+            os.close(fd)
+            os.unlink(path)
+            raise
+        if index in self._files:
+            self._older.append((index, self._files[index]))
+        self._files[index] = self._generation
+        self._keep((index, self._generation), fd)
+        return fd
+
+    def _shorten(self, size: int) -> None:
+        for index in [index for index in self._files if (index + 1) * CHUNK > size]:
+            left = max(0, size - index * CHUNK)
+            if self._files[index] == self._generation:
+                fd = self._fd(index)
+                if left < os.fstat(fd).st_size:
+                    durability.system.ftruncate("draft.truncate", fd, left)
+            else:
+                self._own(index, self._chunk(index, 0, left))
+        self._limit = min(self._limit, size)
+        if self._cut is not None:
+            self._cut = min(self._cut, size)
+
+    def _fd(self, index: int) -> int:
+        key = (index, self._files[index])
+        fd = self._fds.get(key)
+        if fd is None:
+            fd = os.open(self._path(*key), os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._keep(key, fd)
+        return fd
+
+    def _keep(self, key: tuple[int, int], fd: int) -> None:
+        self._fds[key] = fd
+        if len(self._fds) > _OPEN:
+            os.close(self._fds.popitem(last=False)[1])
+
+    def _path(self, index: int, generation: int) -> str:
+        return f"{self._stem}.{index}.{generation}"
+
+    # ---- the files
+
+    def _make(self) -> None:
+        if self._discarded:
+            raise trio.ClosedResourceError("the draft was discarded")
+        while self._stem is None:
+            stem = f"{self._objects.drafts}/{uuid.uuid4()}"
+            try:
+                fd = durability.create("draft.label", stem + LABEL, os.O_RDWR)
+            except FileNotFoundError:
+                durability.make_dirs("draft.make", self._objects.drafts, self._objects.root)
+                continue
+            if not is_alone(fd):
+                # Somebody who looks for abandoned drafts has it in hand, and will leave it to be swept.
+                os.close(fd)
+                continue
+            self._label_fd, self._label_size = fd, 0
+            try:
+                self._write_label()
+            except BaseException:
+                os.close(fd)
+                os.unlink(stem + LABEL)
+                raise
+            self._stem = stem
+
+    def _encode_label(self) -> bytes:
+        base = self._base.digest if self._base else None
+        record = {"label": self._label, "base": base, "limit": self._limit, "size": self._size}
+        return orjson.dumps(record)
+
+    def _write_label(self) -> None:
+        # In place, since the lock belongs to this file; spaces cover what a longer one leaves.
+        data = self._encode_label().ljust(self._label_size)
+        durability.pwrite_all("draft.label", self._label_fd, data, 0)
+        self._label_size = len(data)
+
+    def _drop(self) -> None:
+        """Remove the files: nothing in them counts any more. Without its label a draft is none."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+        stem, self._stem = self._stem, None
+        files, self._files, self._older = [*self._files.items(), *self._older], {}, []
+        self._generation = 0
+        if stem is None:
+            return
+        try:
+            durability.system.unlink("draft.drop", stem + LABEL)
+            for index, generation in files:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{stem}.{index}.{generation}")
+        finally:
+            os.close(self._label_fd)
+            self._label_fd = -1
+
+    async def discard(self) -> None:
+        """See Staging."""
+        self._discarded = True
+        async with self._committing:  # waits for a commit's thread
+            self._drop()
+
+    async def sync(self) -> None:
+        """See Staging."""
+        if self._stem is not None:
+            paths = [self._stem + LABEL, *(self._path(*item) for item in self._files.items())]
+            with durability.failing("syncing a draft"):
+                await trio.to_thread.run_sync(self._sync_files, paths, limiter=self._limiter)
+
+    def _sync_files(self, paths: Sequence[str]) -> None:
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # committed meanwhile
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                try:
+                    durability.system.fsync("draft.sync", fd)
+                finally:
+                    os.close(fd)
+        durability.fsync_dir("draft.sync", self._objects.drafts)
+        durability.fsync_dir("draft.sync", self._objects.root)
+
+    # ---- committing
+
+    async def commit(self, *, durable: bool = True) -> BlobRef:
+        """See Staging."""
+        async with self._committing:  # waits for another commit of this staging
+            if self._discarded:
+                raise trio.ClosedResourceError("the draft was discarded")
+            if self._base is not None and not self._files and self._limit == self._size == self._base.size:
+                self._drop()
+                return self._base.ref
+            files = {index: self._path(index, generation) for index, generation in self._files.items()}
+            frozen = Frozen(files, self._base, self._limit, self._size)
+            self._generation += 1
+            self._cut = frozen.size
+            try:
+                with durability.failing("storing a blob"):
+                    manifest = await self._make_blob(frozen, durable=durable)
+                    self._rebase(manifest)
+            finally:
+                self._cut = None
+            return manifest.ref
+
+    async def _make_blob(self, frozen: Frozen, *, durable: bool) -> Manifest:
+        if not durable and frozen.size <= _INLINE and not (frozen.base and frozen.base.size > CHUNK):
+            with contextlib.suppress(BlockingIOError):
+                return make_blob(self._objects, frozen, durable=False, wait=False)
+        return await trio.to_thread.run_sync(self._make_blob_in_thread, frozen, durable, limiter=self._limiter)
+
+    def _make_blob_in_thread(self, frozen: Frozen, durable: bool) -> Manifest:  # noqa: FBT001
+        return make_blob(self._objects, frozen, durable=durable, wait=True)
+
+    def _rebase(self, manifest: Manifest) -> None:
+        """What was frozen is the base now; what was written since stays on top."""
+        assert self._cut is not None
+        self._base, self._limit = manifest, self._cut
+        newer = {index: generation for index, generation in self._files.items() if generation == self._generation}
+        if not newer and self._size == manifest.size == self._limit:
+            self._drop()
+            return
+        older = [*self._older, *(item for item in self._files.items() if item[0] not in newer)]
+        self._files, self._older = newer, []
+        self._make()
+        self._write_label()
+        for key in older:
+            fd = self._fds.pop(key, None)
+            if fd is not None:
+                os.close(fd)
+            os.unlink(self._path(*key))
+
+    # ---- after a crash
+
+    @classmethod
+    def take_over(
+        cls, objects: Objects, limiter: trio.CapacityLimiter, stem: str, fd: int, names: Sequence[str]
+    ) -> FileStaging | None:
+        """The draft whose label's lock is held on `fd`, `names` being its chunk files; None where it is of no use."""
+        text = os.pread(fd, 1024 * 1024, 0)
+        try:
+            record = orjson.loads(text)
+            label, digest = record["label"], record["base"]
+            limit, size = int(record["limit"]), int(record["size"])
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            return None
+        if label is None or (digest is None and not size and not names):
+            return None
+        base = None
+        if digest is not None:
+            try:
+                base = objects.manifest(Digest(digest))
+            except (BlobNotFound, CorruptBlob):
+                # What was written is all that is left.
+                limit = 0
+        staging = cls(objects, limiter, base, label)
+        staging._stem, staging._label_fd, staging._label_size = stem, fd, len(text)
+        staging._limit = limit
+        for name in names:
+            index, generation = (int(part) for part in name.split("."))
+            if generation < staging._files.get(index, -1):
+                staging._older.append((index, generation))
+                continue
+            if index in staging._files:
+                staging._older.append((index, staging._files[index]))
+            staging._files[index] = generation
+        for item in staging._files.items():
+            # A file without bytes only says that there are zeros.
+            if end := os.lstat(staging._path(*item)).st_size:
+                size = max(size, item[0] * CHUNK + end)
+        staging._size = size
+        # What is there may be linked as a blob already, so it is only copied.
+        staging._generation = max(staging._files.values(), default=-1) + 1
+        return staging
+
+
+def is_alone(fd: int) -> bool:
+    """Take a draft's lock; False where somebody else has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

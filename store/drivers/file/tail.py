@@ -1,0 +1,232 @@
+"""Where a log's text ends: the last whole batch, and what an interrupted write left behind it.
+
+A *torn tail* (a partial line, an unfinished batch, NUL bytes as file systems leave them after a power cut) is what a
+writer leaves that died; it was never acknowledged as durable. Anything else that doesn't check is *damage*. This module
+tells them apart and changes nothing.
+
+Concurrency: pure functions over an open descriptor; they read the page cache.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from store import codec
+from store.model import Entry, Seq
+
+WINDOW: Final = 16 * 1024
+_SEQ: Final = re.compile(rb'\{"seq":([0-9]{1,18}),')
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An entry that ends a batch: its seq, ts and crc, and the offset in the text where its line ends.
+
+    As a log's base (`end` 0): the last entry that was truncated away, or zeros.
+    """
+
+    seq: int
+    ts: int
+    crc: int
+    end: int = 0
+
+
+ORIGIN: Final = Mark(0, 0, 0)
+
+
+def pread_all(fd: int, size: int, offset: int) -> bytes:
+    """`size` bytes, fewer only at the end of the file."""
+    data = os.pread(fd, size, offset)
+    if len(data) == size or not data:
+        return data
+    parts = [data]
+    size -= len(data)
+    offset += len(data)
+    while size and (data := os.pread(fd, size, offset)):
+        parts.append(data)
+        size -= len(data)
+        offset += len(data)
+    return b"".join(parts)
+
+
+def seq_of(line: bytes) -> int | None:
+    """The seq that a line claims to have."""
+    match = _SEQ.match(line)
+    return None if match is None else int(match[1])
+
+
+def follows(line: bytes, entry: Entry, before: Entry) -> bool:
+    """Whether `entry` (from `line`) is what must stand behind `before`."""
+    if entry.seq != before.seq + 1 or (before.more and entry.more != before.more - 1):
+        return False
+    return codec.checks(line, entry, before.crc)
+
+
+def last_batch(fd: int, size: int, base: Mark) -> Mark:
+    """The last whole batch among the first `size` bytes of which every line checks with the one before.
+
+    Reads from the end, a window that grows until it holds such a batch and the line before it, whose own crc is taken
+    as it stands. `base` where there is none at all.
+    """
+    window = WINDOW
+    while True:
+        start = max(0, size - window)
+        text = pread_all(fd, size - start, start)
+        first = text.find(b"\n") + 1 if start else 0
+        found = _last_batch_in(text, first, start, base) if first or not start else None
+        if found is not None:
+            return found
+        if not start:
+            return base
+        window *= 4
+
+
+def _last_batch_in(text: bytes, first: int, offset: int, base: Mark) -> Mark | None:
+    """The same within `text`, which stands at `offset` of the log and whose whole lines begin at `first`."""
+    window = _Window(text[first : text.rfind(b"\n") + 1].split(b"\n")[:-1], base if offset + first == 0 else None)
+    last = len(window.lines) - 1
+    while last >= 0:
+        good_from = window.batch(last)
+        if good_from < 0:
+            entry = window.entry(last)
+            assert entry is not None
+            size = sum(len(line) + 1 for line in window.lines[: last + 1])
+            return Mark(entry.seq, entry.ts, entry.crc, offset + first + size)
+        last = good_from - 1
+    return None
+
+
+class _Window:
+    """Lines, parsed when they are asked for. `base` is what stands before the first one, where that is known."""
+
+    def __init__(self, lines: list[bytes], base: Mark | None) -> None:
+        self.lines = lines
+        self._base = base
+        self._entries: dict[int, Entry | None] = {}
+
+    def entry(self, index: int) -> Entry | None:
+        if index not in self._entries:
+            self._entries[index] = codec.parse(self.lines[index])
+        return self._entries[index]
+
+    def batch(self, last: int) -> int:
+        """-1 where a batch ends with line `last` and is good; else the first line that was looked at in vain."""
+        entry = self.entry(last)
+        if entry is None or entry.more:
+            return last
+        for index in range(last, 0, -1):
+            before = self.entry(index - 1)
+            if before is None or not follows(self.lines[index], entry, before):
+                return index
+            if not before.more:
+                return -1
+            entry = before
+        base = self._base
+        good = base is not None and entry.seq == base.seq + 1 and codec.checks(self.lines[0], entry, base.crc)
+        return -1 if good else 0
+
+
+def is_torn(rest: bytes, after: Mark) -> bool:
+    """Whether `rest`, all that follows the last whole batch, is what an interrupted write leaves."""
+    start = 0
+    seq, crc = after.seq, after.crc
+    last: Entry | None = None
+    while (end := rest.find(b"\n", start)) >= 0:
+        line = rest[start:end]
+        entry = codec.parse(line)
+        if entry is None or entry.seq != seq + 1 or not codec.checks(line, entry, crc):
+            break
+        if last is not None and last.more and entry.more != last.more - 1:
+            break
+        last = entry
+        seq, crc = entry.seq, entry.crc
+        start = end + 1
+    bad = rest[start:]
+    newline = bad.find(b"\n")
+    if newline < 0:
+        return True
+    if b"\0" not in bad[: newline + 1]:
+        return False
+    # Blocks of one write that didn't reach the disk: whatever is left must belong to that same batch.
+    batch_end = None if last is None else last.seq + last.more
+    for line in bad.split(b"\n"):
+        entry = codec.parse(line)
+        if entry is None:
+            continue
+        entry_end = entry.seq + entry.more
+        if entry.seq <= seq or (batch_end is not None and entry_end != batch_end):
+            return False
+        batch_end = entry_end
+    return True
+
+
+def lines(fd: int, start: int, end: int, piece: int = WINDOW) -> Iterator[tuple[int, int, bytes]]:
+    """Whole lines between two offsets, the first beginning at `start`: (begin, end, line without newline)."""
+    size = piece
+    while start < end:
+        text = pread_all(fd, min(size, end - start), start)
+        whole = text.rfind(b"\n") + 1
+        if not whole:
+            if start + len(text) >= end or len(text) < size:
+                return
+            size *= 4
+            continue
+        at = 0
+        while at < whole:
+            stop = text.find(b"\n", at)
+            yield start + at, start + stop + 1, text[at:stop]
+            at = stop + 1
+        start += whole
+        size = piece
+
+
+def locate(fd: int, size: int, seq: Seq) -> Mark | None:
+    """The line that has this seq, found by bisection; None where it can't be read. Its crc isn't checked."""
+    low, high = 0, size
+    while high - low > 4 * WINDOW:
+        middle = _next_line(fd, (low + high) // 2, high)
+        if middle is None:
+            high = (low + high) // 2
+            continue
+        begin, found = middle
+        if found <= seq:
+            low = begin
+        else:
+            high = (low + high) // 2
+    for _begin, end, line in lines(fd, low, size):
+        found_seq = seq_of(line[:40])
+        if found_seq == seq:
+            entry = codec.parse(line)
+            return None if entry is None else Mark(entry.seq, entry.ts, entry.crc, end)
+        if found_seq is not None and found_seq > seq:
+            return None
+    return None
+
+
+def _next_line(fd: int, offset: int, end: int) -> tuple[int, int] | None:
+    """Begin and seq of the first line with a readable seq that begins behind `offset` and before `end`."""
+    at = offset
+    size = WINDOW
+    text = b""
+    while at < end:
+        text = os.pread(fd, size, at)
+        if not text:
+            return None
+        newline = text.find(b"\n")
+        while newline >= 0:
+            begin = at + newline + 1
+            if begin >= end:
+                return None
+            head = text[newline + 1 : newline + 41]
+            if len(head) < 40:
+                head = os.pread(fd, 40, begin)
+            found = seq_of(head)
+            if found is not None:
+                return begin, found
+            newline = text.find(b"\n", newline + 1)
+        at += len(text)
+    return None

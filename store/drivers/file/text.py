@@ -1,0 +1,224 @@
+"""One instance's view of a log's text: which file it is, where it ends, and the entries in it.
+
+It only reads: appending, repairing and truncating are `log`'s. What follows the last whole batch isn't there yet.
+
+`history.base` beside the log says what was truncated away last: {"seq", "ts", "crc"} of the last dropped entry. It is
+written before the shortened log takes the old one's place; a log that still has such entries was left so by a crash.
+
+Concurrency: `attach` and `settle` only under the log's lock. `look` at any time: it takes no lock, and where the text
+doesn't check without one (a writer may be undoing a failed append just then) it says so instead of judging.
+"""
+
+# Plain strings and descriptors: a Path costs more than the system call.
+
+from __future__ import annotations
+
+import errno
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Final
+
+import orjson
+import trio
+
+from store import codec
+from store.drivers.file.tail import ORIGIN, Mark, is_torn, last_batch, locate, pread_all, seq_of
+from store.errors import CorruptLog, FormatError, SpaceNotFound, Truncated
+from store.model import EMPTY_HEAD, Head, Millis, Seq, SpaceId
+
+LOG_NAME: Final = "history.jsonl"
+BASE_NAME: Final = "history.base"
+PIECE: Final = 256 * 1024
+_NOT_WRITABLE: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+
+
+class Look(Enum):
+    """What `Text.look` found: all seen, more to read, another file in its place, or what only the lock can judge."""
+
+    SEEN = 0
+    MORE = 1
+    REPLACED = 2
+    UNSURE = 3
+
+
+def encode_base(base: Mark) -> bytes:
+    """The bytes of `history.base`."""
+    return orjson.dumps({"seq": base.seq, "ts": base.ts, "crc": base.crc}) + b"\n"
+
+
+def read_base(directory: Path) -> Mark:
+    """What was truncated away last."""
+    try:
+        with open(directory / BASE_NAME, "rb") as file:
+            found = orjson.loads(file.read())
+        return Mark(int(found["seq"]), int(found["ts"]), int(found["crc"]))
+    except FileNotFoundError:
+        return ORIGIN
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise FormatError(f"{directory / BASE_NAME} can't be read: restore it from a backup") from error
+
+
+class Text:
+    """The log file in `directory` and what is known of it."""
+
+    def __init__(self, space: SpaceId, directory: Path) -> None:
+        self.fd = -1
+        self.space = space
+        self.directory = directory
+        self.path = directory / LOG_NAME
+        self.base = ORIGIN
+        self.head: Head = EMPTY_HEAD
+        self.before: Mark | None = None
+        """Where the head was before it last moved: who follows the log reads on from there."""
+        self.damage: CorruptLog | None = None
+        self.writable = True
+        self.generation = 0
+        self.interrupted = False
+        """The file still has entries that `base` says were dropped: the truncation has to be finished."""
+
+    def attach(self) -> None:
+        """Open the file that is there now, and find its end (unless `interrupted`). Under the log's lock."""
+        self.close()
+        self.writable = True
+        try:
+            try:
+                self.fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError as error:
+                if error.errno not in _NOT_WRITABLE:
+                    raise
+                self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self.writable = False
+        except FileNotFoundError as error:
+            raise SpaceNotFound(f"there is no log of {self.space}") from error
+        self.base = read_base(self.directory)
+        self.damage = None
+        self.generation += 1
+        size = os.fstat(self.fd).st_size
+        oldest = seq_of(os.pread(self.fd, 40, 0))
+        first = self.base.seq + 1 if oldest is None else oldest
+        self.interrupted = first <= self.base.seq
+        if self.interrupted:
+            return
+        end = last_batch(self.fd, size, self.base)
+        self.head = Head(Seq(end.seq), Millis(end.ts), end.crc, Seq(self.base.seq + 1), end.end)
+        self.before = None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def __del__(self) -> None:
+        # Who forgets to close a log must not keep its descriptor for the life of the process.
+        self.close()
+
+    def check_open(self) -> None:
+        """Raises where it was closed."""
+        if self.fd < 0:
+            raise trio.ClosedResourceError(f"the log of {self.space} was closed")
+
+    def look(self) -> Look:
+        """Take in up to PIECE bytes of whole batches behind the head."""
+        self.check_open()
+        if self.damage is not None:
+            return Look.SEEN if os.fstat(self.fd).st_nlink else Look.REPLACED
+        stat = os.fstat(self.fd)
+        if not stat.st_nlink:
+            return Look.REPLACED
+        head = self.head
+        if stat.st_size == head.size:
+            return Look.SEEN
+        if stat.st_size < head.size:
+            return Look.UNSURE
+        mark, complete = self._scan(stat.st_size)
+        if mark is not None:
+            self.advance(Head(Seq(mark.seq), Millis(mark.ts), mark.crc, head.first_seq, mark.end))
+            return Look.SEEN if mark.end == stat.st_size else Look.MORE
+        return Look.SEEN if complete else Look.UNSURE
+
+    def advance(self, head: Head) -> None:
+        """The head moves to `head`, by whole batches of the same file."""
+        old = self.head
+        self.before = Mark(old.seq, old.ts, old.crc, old.size)
+        self.head = head
+
+    def _scan(self, size: int) -> tuple[Mark | None, bool]:
+        """The last whole batch within a piece behind the head, and whether all whole lines there are good."""
+        head = self.head
+        piece = PIECE
+        while True:
+            rest = pread_all(self.fd, min(piece, size - head.size), head.size)
+            whole = rest[: rest.rfind(b"\n") + 1]
+            mark: Mark | None = None
+            more = 0
+            good = True
+            try:
+                for entry, end in codec.decode_lines(whole, after=head.seq, previous_crc=head.crc, offset=head.size):
+                    if more and entry.more != more - 1:
+                        good = False
+                        break
+                    more = entry.more
+                    if not more:
+                        mark = Mark(entry.seq, entry.ts, entry.crc, end)
+            except CorruptLog:
+                good = False
+            if mark is not None or not good or head.size + len(rest) >= size:
+                return mark, good
+            piece *= 4
+
+    def settle(self) -> bytes:
+        """Under the lock: take in everything; return the torn tail that has to go. Sets `damage` if there is some."""
+        while (seen := self.look()) is Look.MORE:
+            pass
+        if self.damage is not None or seen is Look.REPLACED:
+            return b""
+        size = os.fstat(self.fd).st_size
+        head = self.head
+        if size == head.size:
+            return b""
+        if size < head.size:
+            self._damaged("is shorter than it was")
+            return b""
+        rest = pread_all(self.fd, size - head.size, head.size)
+        if is_torn(rest, Mark(head.seq, head.ts, head.crc)):
+            return rest
+        self._damaged("is damaged")
+        return b""
+
+    def _damaged(self, how: str) -> None:
+        head = self.head
+        self.damage = CorruptLog(
+            f"the log of {self.space} {how} after entry {head.seq}, at byte {head.size}: run chatfs fsck",
+            seq=head.seq,
+            offset=head.size,
+        )
+
+    def raise_damage(self) -> None:
+        """Raise the damage that was found, if any; a new exception each time, so that tracebacks don't pile up."""
+        if self.damage is not None:
+            raise CorruptLog(str(self.damage), seq=self.damage.seq, offset=self.damage.offset)
+
+    def check_since(self, seq: int) -> None:
+        """Raises Truncated where entries behind `seq` were dropped."""
+        first = self.head.first_seq
+        if seq < first - 1:
+            raise Truncated(f"entries of {self.space} before {first} were dropped", first_seq=first)
+
+    def position(self, seq: int) -> Mark | None:
+        """Where the entry behind `seq` begins; None where only reading from the start can find it. Raises Truncated."""
+        self.check_since(seq)
+        head = self.head
+        if seq < head.first_seq:
+            return self.base
+        if seq >= head.seq:
+            return Mark(head.seq, head.ts, head.crc, head.size)
+        if self.before is not None and self.before.seq == seq:
+            return self.before
+        return locate(self.fd, head.size, Seq(seq))
+
+    def read_text(self, offset: int, size: int) -> bytes:
+        """Bytes of the text, within the head."""
+        self.check_open()
+        return pread_all(self.fd, max(0, min(size, self.head.size - offset)), offset) if size > 0 else b""

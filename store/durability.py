@@ -1,0 +1,202 @@
+"""The seam between the store and the disk: every system call that changes a file goes through here, with a label.
+
+The label says what the call is for (`log.append`, `kv.put` …); tests replace `system` by one that fails or writes short
+for a label. Reading doesn't pass here, and nothing here decides what is to be written.
+
+Concurrency: no state; may be called from any thread.
+"""
+
+# Plain strings and descriptors: a Path costs more than the system call.
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from store.errors import ReadOnly, StoreError, StoreFailed, StoreFull
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+FILE_MODE: Final = 0o600
+DIRECTORY_MODE: Final = 0o700
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_READ_ONLY: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
+
+
+class System:
+    """The system calls themselves. `label` is for whoever stands in for this class."""
+
+    def open(self, label: str, path: str | Path, flags: int) -> int:
+        """Close-on-exec; a file that this makes is readable and writable by its owner alone."""
+        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+
+    def write(self, label: str, fd: int, data: bytes | memoryview) -> int:
+        """May write less than all."""
+        return os.write(fd, data)
+
+    def pwrite(self, label: str, fd: int, data: bytes | memoryview, offset: int) -> int:
+        """May write less than all."""
+        return os.pwrite(fd, data, offset)
+
+    def ftruncate(self, label: str, fd: int, size: int) -> None:
+        """Cut or lengthen."""
+        os.ftruncate(fd, size)
+
+    def fsync(self, label: str, fd: int) -> None:
+        """Make a file, or the names in a directory, durable."""
+        os.fsync(fd)
+
+    def fdatasync(self, label: str, fd: int) -> None:
+        """Make a file's bytes and size durable."""
+        os.fdatasync(fd)
+
+    def syncfs(self, label: str, fd: int) -> None:
+        """syncfs(2), of the file system that `fd` is on."""
+        if _libc.syncfs(fd):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+
+    def rename(self, label: str, source: str | Path, target: str | Path) -> None:
+        """Replaces `target`."""
+        os.rename(source, target)
+
+    def link(self, label: str, source: str | Path, target: str | Path) -> None:
+        """Raises FileExistsError; follows no symbolic link."""
+        os.link(source, target, follow_symlinks=False)
+
+    def unlink(self, label: str, path: str | Path) -> None:
+        """Remove a file."""
+        os.unlink(path)
+
+    def mkdir(self, label: str, path: str | Path) -> None:
+        """Make a directory, mode 0700."""
+        os.mkdir(path, DIRECTORY_MODE)
+
+    def rmdir(self, label: str, path: str | Path) -> None:
+        """Remove an empty directory."""
+        os.rmdir(path)
+
+
+system = System()
+
+
+def store_error(error: OSError, what: str) -> StoreError:
+    """What the store raises for `error`, in one line. The caller chains it (`raise … from error`)."""
+    if error.errno in _FULL:
+        return StoreFull(f"{what}: no space left: free some, then try again")
+    if error.errno in _READ_ONLY:
+        return ReadOnly(f"{what}: {os.strerror(error.errno or 0)}: the store can't be written")
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return StoreFailed(f"{what}: {reason}")
+
+
+@contextlib.contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Turn an OSError of the block into the store's error for it."""
+    try:
+        yield
+    except OSError as error:
+        raise store_error(error, what) from error
+
+
+def create(label: str, path: str | Path, flags: int = os.O_WRONLY) -> int:
+    """Open a new file with mode 0600 whatever the umask; raises FileExistsError."""
+    fd = system.open(label, path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+    os.fchmod(fd, FILE_MODE)
+    return fd
+
+
+def write_all(label: str, fd: int, data: bytes) -> None:
+    """Write all of `data` at the file's position, in one call where the kernel takes it whole."""
+    done = system.write(label, fd, data)
+    size = len(data)
+    if done != size:
+        view = memoryview(data)
+        while done < size:
+            count = system.write(label, fd, view[done:])
+            if count == 0:
+                raise OSError(errno.EIO, "nothing was written")
+            done += count
+
+
+def pwrite_all(label: str, fd: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of `data` at `offset`."""
+    done = system.pwrite(label, fd, data, offset)
+    size = len(data)
+    if done != size:
+        view = memoryview(data)
+        while done < size:
+            count = system.pwrite(label, fd, view[done:], offset + done)
+            if count == 0:
+                raise OSError(errno.EIO, "nothing was written")
+            done += count
+
+
+def fsync_dir(label: str, path: str | Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        system.fsync(label, fd)
+    finally:
+        os.close(fd)
+
+
+def make_dirs(label: str, path: Path, root: Path) -> list[Path]:
+    """Make `path` and what is missing above it, below `root`, mode 0700; return the directories that got a new name.
+
+    For the new names to be durable, those directories have to be synced.
+    """
+    missing = []
+    while path != root and not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    changed = []
+    for directory in reversed(missing):
+        try:
+            system.mkdir(label, directory)
+        except FileExistsError:
+            continue
+        directory.chmod(DIRECTORY_MODE)
+        changed.append(directory.parent)
+    return changed
+
+
+def write_new(label: str, path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Make a file that holds `data`; nothing is left of it if that fails."""
+    fd = create(label, path)
+    try:
+        write_all(label, fd, data)
+        if durable:
+            system.fsync(label, fd)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        raise
+    finally:
+        os.close(fd)
+
+
+def temporary(path: Path) -> Path:
+    """A fresh name beside `path`."""
+    return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
+
+
+def atomic_replace(label: str, path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Put `data` at `path`: whoever reads meets all of the old bytes or all of the new ones, also after a power cut."""
+    beside = temporary(path)
+    write_new(label, beside, data, durable=durable)
+    try:
+        system.rename(label, beside, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(beside)
+        raise
+    if durable:
+        fsync_dir(label, path.parent)

@@ -1,0 +1,258 @@
+"""A store, opened: the door for programs, the commands and the mount.
+
+::
+
+    async with open_store("file:///home/me/chats") as store:
+        workspace = await store.create_workspace("demo", "my-program")
+        chat = await workspace.create_chat("trip", "my-program")
+        await chat.append_events([{"role": "user", "content": "hi"}], "my-program")
+
+Concurrency: one trio event loop. A background task hears of changes that other processes make, and drops chats that
+nobody has used lately from memory.
+"""
+
+from __future__ import annotations
+
+import getpass
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from store import events as ev
+from store import registry
+from store.chat import Chat
+from store.driver import ABSENT, Clock, Document, Driver, EtagConflict
+from store.errors import NameTaken, StoreError, WorkspaceNotFound
+from store.model import ChatId, NewEntry, SpaceId, WorkspaceId, clock_ms, directory_name, is_uuid, uuid7
+from store.space import Change, Moved
+from store.workspace import Hooks, Workspace
+from store.workspace_state import WorkspaceState
+
+log = logging.getLogger("chatfs")
+
+CHATS_IN_MEMORY: Final = 64
+"""How many chats may stay open without being in use."""
+TEXT_IN_MEMORY: Final = 96 * 1024 * 1024
+"""How many bytes of rendered text the folds of unused chats may stand for."""
+
+
+def default_url() -> str:
+    """`CHATFS_STORE`, or the user's data directory (XDG Base Directory Specification)."""
+    given = os.environ.get("CHATFS_STORE")
+    if given:
+        return given
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return f"file://{base}/chatfs"
+
+
+def whoami() -> str:
+    """The user's name, or their number."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
+
+
+class Store:
+    """An opened store. Make it with `open_store`."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.on_moved: Moved | None = None
+        """Called when a log has moved, by this process or another; the effect on the fold where it is known."""
+        self._workspaces: dict[WorkspaceId, Workspace] = {}
+        self._recent: OrderedDict[Chat, None] = OrderedDict()
+        self._unreadable: set[SpaceId] = set()
+        self._uses = 0
+        self._crowded = trio.Event()
+        self._hooks = Hooks(self._moved, self._touched)
+
+    # ---- workspaces
+
+    async def workspaces(self) -> list[Workspace]:
+        """All that aren't trashed, by name."""
+        found = []
+        for space in await self.driver.spaces():
+            try:
+                workspace = await self._load(WorkspaceId(space.rpartition("/")[2]))
+            except StoreError as error:
+                # One that can't be read doesn't take the others with it.
+                if space not in self._unreadable:
+                    self._unreadable.add(space)
+                    log.error("workspace %s is left out: %s", space, error)  # noqa: TRY400 - one line
+                continue
+            if workspace is not None and not workspace.state.trashed:
+                found.append(workspace)
+        return sorted(found, key=lambda workspace: workspace.state.name)
+
+    async def workspace(self, name: str) -> Workspace:
+        """By name or id. Raises WorkspaceNotFound."""
+        if is_uuid(name) and (known := await self._load(WorkspaceId(name))) and not known.state.trashed:
+            return known
+        note = await self.driver.kv.get(_key(name))
+        if note is not None:
+            found = await self._load(WorkspaceId(note.value["id"]))
+            if found is not None and found.state.name == name and not found.state.trashed:
+                return found
+        for workspace in await self.workspaces():
+            if workspace.state.name == name:
+                return workspace
+        raise WorkspaceNotFound(f"no workspace {name!r}: see chatfs workspace ls, or create it")
+
+    async def create_workspace(self, name: str, actor: str, *, quota_bytes: int = 0) -> Workspace:
+        """A new one. Raises InvalidName, NameTaken."""
+        new = WorkspaceId(uuid7())
+        workspace = Workspace(self.driver, new, self._hooks)
+        await self._claim(name, new)
+        events: list[ev.Event] = [ev.WorkspaceCreated(new, name, whoami())]
+        if quota_bytes:
+            events.append(ev.WorkspaceChanged(quota_bytes=quota_bytes))
+        await workspace.load()
+        await workspace.space.append([NewEntry(event.encode(), actor) for event in events])
+        await workspace.space.sync()
+        self._workspaces[new] = workspace
+        return workspace
+
+    async def rename_workspace(self, workspace: Workspace, name: str, actor: str) -> None:
+        """Another name. Raises InvalidName, NameTaken."""
+        await workspace.load()
+        old = workspace.state.name
+        if name == old:
+            return
+        await self._claim(name, workspace.id)
+        await workspace.space.append([NewEntry(ev.WorkspaceChanged(name=name).encode(), actor)])
+        await self.driver.kv.delete(_key(old))
+
+    async def _claim(self, name: str, workspace: WorkspaceId) -> None:
+        """Reserve a name: the note in the KV decides between two that want it at once; the log says who has it."""
+        directory_name(name)
+        key = _key(name)
+        expected = ABSENT
+        while True:
+            if any(other.state.name == name for other in await self.workspaces()):
+                raise NameTaken(f"workspace {name!r} exists already: choose another name")
+            result = await self.driver.kv.put(key, {"id": workspace}, if_match=expected)
+            if isinstance(result, Document):
+                return
+            assert isinstance(result, EtagConflict)
+            if result.current is None:
+                expected = ABSENT
+                continue
+            holder = await self._load(WorkspaceId(result.current.value["id"]))
+            if holder is not None and holder.state.name == name and not holder.state.trashed:
+                raise NameTaken(f"workspace {name!r} exists already: choose another name")
+            expected = result.current.etag
+
+    async def _load(self, workspace: WorkspaceId) -> Workspace | None:
+        """Its present state; None where it has no (readable) log yet, as while it is being made."""
+        found = self._workspaces.get(workspace)
+        if found is None:
+            spaces = await self.driver.spaces()
+            if f"workspace/{workspace}" not in spaces:
+                return None
+            # Another task may have come first meanwhile.
+            found = self._workspaces.setdefault(workspace, Workspace(self.driver, workspace, self._hooks))
+        state: WorkspaceState = await found.load()
+        return found if state.id else None
+
+    # ---- what happens by itself
+
+    def _moved(self, space: SpaceId, effect: Change | None) -> None:
+        if self.on_moved is not None:
+            self.on_moved(space, effect)
+
+    def _touched(self, chat: Chat) -> None:
+        self._recent[chat] = None
+        self._recent.move_to_end(chat)
+        self._uses += 1
+        if len(self._recent) > CHATS_IN_MEMORY or self._uses % CHATS_IN_MEMORY == 0:
+            self._crowded.set()
+
+    async def hear(self) -> None:
+        """Take in what other processes append, for ever."""
+        async for spaces in self.driver.changes():
+            for space in spaces:
+                await self._heard(space)
+
+    async def _heard(self, space: SpaceId) -> None:
+        parts = space.split("/")
+        workspace = self._workspaces.get(WorkspaceId(parts[1])) if len(parts) > 1 else None
+        try:
+            if len(parts) == 2 and workspace is not None:
+                await workspace.space.refresh()
+            elif len(parts) == 4 and workspace is not None:
+                chat = workspace.known_chat(ChatId(parts[3]))
+                if chat is not None and chat.space.loaded:
+                    await chat.space.refresh()
+                else:
+                    self._moved(space, None)
+            else:
+                self._moved(space, None)
+        except Exception as error:
+            # Whoever reads the space next gets the error; telling that something moved makes them look.
+            if not isinstance(error, StoreError):
+                log.exception("looking at %s failed", space)
+            self._moved(space, None)
+
+    async def trim(self, *, keep: int = CHATS_IN_MEMORY, text: int = TEXT_IN_MEMORY) -> None:
+        """Drop the least recently used chats that nobody holds; the last one used stays, however long it is."""
+        size = sum(chat.space.state.size for chat in self._recent if chat.space.state is not None)
+        for chat in list(self._recent)[:-1]:
+            if len(self._recent) <= keep and size <= text:
+                return
+            if not chat.space.idle:
+                continue
+            size -= chat.space.state.size if chat.space.state is not None else 0
+            del self._recent[chat]
+            await chat.release()
+
+    async def keep_small(self) -> None:
+        """Trim whenever there are too many, for ever."""
+        while True:
+            await self._crowded.wait()
+            self._crowded = trio.Event()
+            try:
+                await self.trim()
+            except Exception:
+                log.exception("dropping chats from memory failed")
+
+    async def aclose(self) -> None:
+        """Release everything and close the driver."""
+        for chat in list(self._recent):
+            await chat.release()
+        for workspace in self._workspaces.values():
+            await workspace.space.release()
+        await self.driver.aclose()
+
+
+def _key(name: str) -> str:
+    return f"names/{name}"
+
+
+@asynccontextmanager
+async def open_store(url: str | None = None, *, clock: Clock = clock_ms) -> AsyncIterator[Store]:
+    """Open the store at `url` (default: `default_url()`). Raises FormatError, BackendError."""
+    driver = await registry.open_driver(url or default_url(), clock=clock)
+    store = Store(driver)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(store.hear)
+            nursery.start_soon(store.keep_small)
+            try:
+                yield store
+            finally:
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        # The caller's exception comes out of the nursery in a group of one: callers expect it as they raised it.
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.aclose()

@@ -1,0 +1,181 @@
+"""Ids, names and the values that everything else speaks of: frozen, validated, no I/O."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Final, NewType
+
+from store.errors import InvalidName, NameTooLong
+
+Seq = NewType("Seq", int)
+"""An entry's place in its space: starts at 1, gapless, never reused. 0 stands for "before the first"."""
+Epoch = NewType("Epoch", int)
+"""A fencing token: every grant of a lease has a higher one than all before it."""
+Millis = NewType("Millis", int)
+"""Milliseconds since the Unix epoch, UTC."""
+Digest = NewType("Digest", str)
+"""What names a blob: see `store.driver.BlobStore`."""
+WorkspaceId = NewType("WorkspaceId", str)
+ChatId = NewType("ChatId", str)
+AttachmentId = NewType("AttachmentId", str)
+SpaceId = NewType("SpaceId", str)
+"""`workspace/<workspace-id>` or `workspace/<workspace-id>/chats/<chat-id>`: also the directory in a `file:` store."""
+
+NAME_MAX: Final = 255
+"""Bytes of UTF-8 in a name, as in the kernel's NAME_MAX."""
+TS_MAX: Final = 253_402_300_799_999
+"""The last millisecond of the year 9999: no time in a log is later."""
+LINE_MAX: Final = 16 * 1024 * 1024
+"""Bytes of one JSON line given to a log, without its newline."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
+
+PROJECTED_NAMES: Final = frozenset({"history.md", "history.jsonl", "chat.json", "attachments"})
+"""What a chat directory always shows; an attachment can't be called so."""
+
+
+def uuid7(now_ms: int | None = None) -> str:
+    """A new UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits."""
+    ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    value = (ms & 0xFFFF_FFFF_FFFF) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=value))
+
+
+def is_uuid(text: str) -> bool:
+    """Whether `text` is a UUID in canonical lower-case form."""
+    return _UUID.match(text) is not None
+
+
+def clock_ms() -> Millis:
+    """The wall clock."""
+    return Millis(time.time_ns() // 1_000_000)
+
+
+def workspace_space(workspace: WorkspaceId) -> SpaceId:
+    """The space of a workspace's own log."""
+    return SpaceId(f"workspace/{workspace}")
+
+
+def chat_space(workspace: WorkspaceId, chat: ChatId) -> SpaceId:
+    """The space of a chat's log."""
+    return SpaceId(f"workspace/{workspace}/chats/{chat}")
+
+
+def _checked(name: str, what: str) -> str:
+    if _CONTROL.search(name):
+        raise InvalidName(f"{what} {name!r} has control characters: use printable ones")
+    if not name or "/" in name or name in {".", ".."}:
+        raise InvalidName(f"{name!r} can't name a {what}")
+    size = len(name.encode())
+    if size > NAME_MAX:
+        raise NameTooLong(f"{what} of {size} bytes: use at most {NAME_MAX}")
+    return name
+
+
+def directory_name(name: str) -> str:
+    """`name`, if a workspace or a chat can have it; raises InvalidName or NameTooLong."""
+    if name.startswith("."):
+        raise InvalidName(f"name {name!r} begins with a dot: choose another")
+    return _checked(name, "name")
+
+
+def attachment_name(name: str) -> str:
+    """`name`, if an attachment can have it; raises InvalidName or NameTooLong.
+
+    Names with a leading dot are scratch files, the names of projected files are kept for those.
+    """
+    if name.startswith("."):
+        raise InvalidName(f"attachment {name!r} begins with a dot: such names are for temporary files")
+    if name in PROJECTED_NAMES:
+        raise InvalidName(f"{name!r} is the chat's own file: give the attachment another name")
+    return _checked(name, "attachment")
+
+
+def is_title(text: object) -> bool:
+    """Whether `text` can be a title: one line of at most 1000 characters, no control characters, trimmed."""
+    return isinstance(text, str) and len(text) <= 1000 and not _CONTROL.search(text) and text == text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who wrote an entry that was copied from another log, and when, as that log says: not verified."""
+
+    actor: str
+    ts: Millis
+
+
+@dataclass(frozen=True, slots=True)
+class NewEntry:
+    """What is handed to a log: it gets its seq, crc and (unless given) its ts there.
+
+    `data` is one JSON value, already checked, kept byte for byte; it has no newline.
+    """
+
+    data: bytes
+    actor: str
+    origin: Origin | None = None
+    ts: Millis | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of a log, decoded. `more` is how many entries of its batch follow it."""
+
+    seq: Seq
+    ts: Millis
+    actor: str
+    data: bytes
+    crc: int
+    origin: Origin | None = None
+    more: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a log ends.
+
+    `seq`, `ts` and `crc` are the last entry's (0 where there never was one), `first_seq` is the oldest entry's that
+    is still there (`seq + 1` when none is), and `size` is the bytes of the log's text, all whole batches.
+    """
+
+    seq: Seq
+    ts: Millis
+    crc: int
+    first_seq: Seq
+    size: int
+
+
+EMPTY_HEAD: Final = Head(Seq(0), Millis(0), 0, Seq(1), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class BlobRef:
+    """A blob's digest and its size in bytes."""
+
+    digest: Digest
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """A named blob of a chat. `mode` is the permission bits, or None for the mount's default."""
+
+    id: AttachmentId
+    name: str
+    digest: Digest
+    size: int
+    content_type: str
+    mtime_ns: int
+    mode: int | None = None
+
+    @property
+    def ref(self) -> BlobRef:
+        """The bytes that it names."""
+        return BlobRef(self.digest, self.size)

@@ -1,0 +1,247 @@
+"""What can be done to a workspace: its chats' names and places, its metadata and its quota.
+
+The workspace's log is the truth for all of it; a chat's own log says what is in the chat. Where both must move, the
+order is written at the method, so that a crash in between leaves nothing half done that a user would see.
+
+Concurrency: as in `store.chat`: decisions are appended with `expected_seq` and made anew on a conflict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from weakref import WeakValueDictionary
+
+from store import events as ev
+from store.chat import Chat
+from store.driver import Driver
+from store.errors import ChatBusy, ChatNotFound, NameTaken, NotEmpty, QuotaExceeded, SeqConflict
+from store.model import (
+    ChatId,
+    NewEntry,
+    Seq,
+    WorkspaceId,
+    clock_ms,
+    directory_name,
+    uuid7,
+    workspace_space,
+)
+from store.space import Moved, Space
+from store.usage import Usage
+from store.workspace_state import ChatRecord, Place, WorkspaceState
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What a workspace and its chats tell the store: that a log moved, that a chat was used."""
+
+    moved: Moved
+    touched: Callable[[Chat], None]
+
+
+Decision = Callable[[WorkspaceState], Sequence[ev.Event]]
+
+
+class Workspace:
+    """One workspace; its state is in memory from `open` on."""
+
+    __slots__ = ("_chats", "_hooks", "_usage", "driver", "id", "space")
+
+    def __init__(self, driver: Driver, workspace: WorkspaceId, hooks: Hooks) -> None:
+        self.driver = driver
+        self.id = workspace
+        self.space: Space[WorkspaceState] = Space(driver, workspace_space(workspace), WorkspaceState, hooks.moved)
+        self._hooks = hooks
+        self._chats: WeakValueDictionary[ChatId, Chat] = WeakValueDictionary()
+        self._usage = Usage(driver, workspace)
+
+    @property
+    def state(self) -> WorkspaceState:
+        """The state as of the last `load`."""
+        assert self.space.state is not None, "load the workspace first"
+        return self.space.state
+
+    async def load(self) -> WorkspaceState:
+        """The state as of now."""
+        return await self.space.load()
+
+    # ---- chats
+
+    def chat_by_id(self, chat: ChatId) -> Chat:
+        """The chat; raises ChatNotFound where the workspace never had it."""
+        if chat not in self.state.chats:
+            raise ChatNotFound(f"workspace {self.state.name!r} has no chat {chat}")
+        found = self._chats.get(chat)
+        if found is None:
+            found = self._chats[chat] = Chat(self, chat, self._hooks.moved, self._hooks.touched)
+        return found
+
+    def known_chat(self, chat: ChatId) -> Chat | None:
+        """The chat, if somebody in this process has it in hand."""
+        return self._chats.get(chat)
+
+    async def record(self, name: str, places: Sequence[Place] = (Place.CHATS, Place.ARCHIVE)) -> ChatRecord:
+        """What the workspace knows of the chat that one of `places` shows under `name`. Raises ChatNotFound."""
+        state = await self.load()
+        for place in places:
+            found = state.find_in(place, name)
+            if found is not None:
+                return found
+        raise ChatNotFound(f"workspace {state.name!r} has no chat {name!r}: see chatfs chat ls {state.name}")
+
+    async def chat(self, name: str, places: Sequence[Place] = (Place.CHATS, Place.ARCHIVE)) -> Chat:
+        """The chat of that name. Raises ChatNotFound."""
+        return self.chat_by_id((await self.record(name, places)).id)
+
+    async def create_chat(self, name: str, actor: str, *, chat: ChatId | None = None) -> Chat:
+        """A new, empty chat. Raises InvalidName, NameTaken.
+
+        Its log is made first, so that a chat that is listed always has one.
+        """
+        directory_name(name)
+        new = chat or ChatId(uuid7())
+
+        def decide(state: WorkspaceState) -> Sequence[ev.Event]:
+            self._require_free(state, name)
+            return [ev.ChatCreated(new, name)]
+
+        self._require_free(await self.load(), name)
+        made = Chat(self, new, self._hooks.moved, self._hooks.touched)
+        await made.space.log()
+        await self._decide(decide, actor)
+        self._chats[new] = made
+        self._hooks.touched(made)
+        return made
+
+    async def move_chat(self, chat: ChatId, place: Place, name: str, actor: str) -> None:
+        """Rename, archive, unarchive, trash or restore: whatever brings the chat to `place` under `name`.
+
+        Raises NameTaken, InvalidName, ChatNotFound, ChatBusy. A name given on the way into the trash is ignored.
+        """
+        directory_name(name)
+        record = (await self.load()).chats.get(chat)
+        if record is None:
+            raise ChatNotFound(f"the workspace has no chat {chat}")
+        if place is Place.TRASH:
+            await self.trash_chat(chat, actor)
+            return
+        if record.place is Place.TRASH:
+            await self._restore(record, name, actor)
+        if place is Place.ARCHIVE and record.place is not Place.ARCHIVE:
+            await self.require_free_of_sandboxes(chat)
+
+        def decide(state: WorkspaceState) -> Sequence[ev.Event]:
+            record = state.chats[chat]
+            events: list[ev.Event] = []
+            if name != record.name:
+                self._require_free(state, name)
+                events.append(ev.ChatRenamed(chat, name))
+            if place is not record.place:
+                events.append(ev.ChatArchived(chat) if place is Place.ARCHIVE else ev.ChatUnarchived(chat))
+            return events
+
+        await self._decide(decide, actor)
+
+    async def trash_chat(self, chat: ChatId, actor: str, *, since: Seq | None = None) -> None:
+        """To the trash. `since`: attachments removed from that seq on belong to the same removal. Raises ChatBusy."""
+        await self.require_free_of_sandboxes(chat)
+
+        def decide(state: WorkspaceState) -> Sequence[ev.Event]:
+            record = state.chats.get(chat)
+            if record is None or record.place is Place.TRASH:
+                raise ChatNotFound(f"the workspace has no chat {chat} outside the trash")
+            return [ev.ChatTrashed(chat, since)]
+
+        await self._decide(decide, actor)
+
+    async def _restore(self, record: ChatRecord, name: str, actor: str) -> None:
+        """The chat's own log first: until the workspace's says so, the chat stays in the trash."""
+        self._require_free(await self.load(), name)
+        if record.removed_since is not None:
+            chat = self.chat_by_id(record.id)
+            await chat.append_events([ev.ChatRestored(since=record.removed_since)], actor, tidying=True)
+            await chat.sync()
+
+        def decide(state: WorkspaceState) -> Sequence[ev.Event]:
+            self._require_free(state, name)
+            renamed = [ev.ChatRenamed(record.id, name)] if name != record.name else []
+            return [*renamed, ev.ChatRestored(record.id, record.removed_since)]
+
+        await self._decide(decide, actor)
+
+    async def require_free_of_sandboxes(self, chat: ChatId) -> None:
+        """Raises ChatBusy while a sandbox session is active on the chat."""
+        session = await self.driver.kv.get(f"sandboxes/{chat}")
+        if session is not None and session.value.get("expires", 0) > clock_ms():
+            raise ChatBusy(f"sandbox session {session.value.get('id')} is active on the chat: stop it first")
+
+    @staticmethod
+    def _require_free(state: WorkspaceState, name: str) -> None:
+        taken = state.find(name)
+        if taken is not None:
+            raise NameTaken(f"{name!r} is taken in workspace {state.name!r} (in {taken.place}/): choose another name")
+
+    # ---- the workspace itself
+
+    async def change(
+        self,
+        actor: str,
+        *,
+        title: str | None = None,
+        labels: Sequence[str] | None = None,
+        quota_bytes: int | None = None,
+    ) -> None:
+        """Set what differs. `quota_bytes` 0: none. Raises InvalidInput."""
+        ev.check_metadata(title, None if labels is None else list(labels), quota_bytes)
+
+        def decide(state: WorkspaceState) -> Sequence[ev.Event]:
+            event = ev.WorkspaceChanged(
+                title=title if title != state.title else None,
+                labels=list(labels) if labels is not None and tuple(labels) != state.labels else None,
+                quota_bytes=quota_bytes if quota_bytes != state.quota_bytes else None,
+            )
+            return [] if event == ev.WorkspaceChanged() else [event]
+
+        await self._decide(decide, actor)
+
+    async def trash(self, actor: str) -> None:
+        """Remove the workspace from sight. Raises NotEmpty while it has chats outside its trash."""
+
+        def decide(state: WorkspaceState) -> Sequence[ev.Event]:
+            if state.count(Place.CHATS) or state.count(Place.ARCHIVE):
+                raise NotEmpty(f"workspace {state.name!r} still has chats: remove them first")
+            return [ev.WorkspaceTrashed()]
+
+        await self._decide(decide, actor)
+
+    async def usage(self) -> int:
+        """Bytes that count towards the quota: logs, attachments (each blob once), scratch files."""
+        return await self._usage.measure()
+
+    async def check_quota(self, extra: int) -> None:
+        """Raises QuotaExceeded where `extra` bytes more would be too many."""
+        quota = self.state.quota_bytes
+        if quota and extra > 0:
+            used = await self._usage.fits(extra, quota)
+            if used is not None:
+                raise QuotaExceeded(
+                    f"workspace {self.state.name!r} uses {used} of {quota} bytes: {extra} more don't fit"
+                )
+
+    async def append_lines(self, batch: Sequence[NewEntry]) -> Seq:
+        """Append to the workspace's own log as it is (history.jsonl at the workspace's top)."""
+        await self.load()
+        return await self.space.append(batch)
+
+    async def _decide(self, decide: Decision, actor: str) -> None:
+        while True:
+            state = await self.load()
+            events = decide(state)
+            if not events:
+                return
+            batch = [NewEntry(event.encode(), actor) for event in events]
+            try:
+                await self.space.append(batch, expected_seq=state.seq)
+            except SeqConflict:
+                continue
+            return

@@ -1,0 +1,230 @@
+"""The fold of a workspace's log: its metadata, and which chats it has, under which names, where.
+
+Pure: no I/O. A name is unique among the chats in chats/ and archive/ together; a trashed chat keeps its name for show,
+with `~N` behind it where several have the same. Events that make no sense (a chat that doesn't exist, a name that is
+taken) only move `seq`: the first one in the log wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from store import events as ev
+from store.errors import InvalidName
+from store.model import ChatId, Entry, Millis, Seq, WorkspaceId, directory_name, is_uuid
+
+
+class Place(StrEnum):
+    """In which directory of the workspace a chat is shown."""
+
+    CHATS = "chats"
+    ARCHIVE = "archive"
+    TRASH = "trash"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRecord:
+    """What the workspace knows of a chat. `changed` is when its name or place last changed.
+
+    `removed_since` is set in the trash where the chat's own log says from which seq on attachments went with it.
+    """
+
+    id: ChatId
+    name: str
+    place: Place
+    created: Millis
+    changed: Millis
+    removed_since: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What entries did to a workspace: the names that mean another chat now (or none), and where."""
+
+    moved: tuple[tuple[Place, str], ...] = ()
+
+    def __or__(self, other: Names) -> Names:
+        """What one did, then the other."""
+        return Names(self.moved + other.moved)
+
+
+class WorkspaceState:
+    """The state; `apply` changes it in place."""
+
+    __slots__ = (
+        "_moved",
+        "_names",
+        "_trash",
+        "chats",
+        "created",
+        "id",
+        "labels",
+        "name",
+        "places_changed",
+        "quota_bytes",
+        "seq",
+        "title",
+        "trashed",
+        "ts",
+        "user",
+    )
+
+    def __init__(self) -> None:
+        self.seq = Seq(0)
+        self.ts = Millis(0)
+        self.created = Millis(0)
+        self.id = WorkspaceId("")
+        self.name = ""
+        self.user = ""
+        self.title = ""
+        self.labels: tuple[str, ...] = ()
+        self.quota_bytes = 0
+        self.trashed = False
+        self.chats: dict[ChatId, ChatRecord] = {}
+        self.places_changed: dict[Place, int] = dict.fromkeys(Place, 0)
+        """When a place last gained or lost a name: nanoseconds, strictly increasing."""
+        self._names: dict[str, ChatId] = {}
+        self._trash: dict[str, ChatId] = {}
+        self._moved: list[tuple[Place, str]] = []
+
+    def find(self, name: str) -> ChatRecord | None:
+        """The chat of that name in chats/ or archive/."""
+        found = self._names.get(name)
+        return None if found is None else self.chats[found]
+
+    def find_in(self, place: Place, name: str) -> ChatRecord | None:
+        """The chat that `place` shows under `name`."""
+        found = (self._trash if place is Place.TRASH else self._names).get(name)
+        if found is None:
+            return None
+        record = self.chats[found]
+        return record if record.place is place else None
+
+    def in_place(self, place: Place) -> Iterator[tuple[str, ChatRecord]]:
+        """What `place` shows, in the order in which it came there."""
+        for name, chat in (self._trash if place is Place.TRASH else self._names).items():
+            record = self.chats[chat]
+            if record.place is place:
+                yield name, record
+
+    def shown_name(self, record: ChatRecord) -> str:
+        """The name under which its place shows it."""
+        if record.place is not Place.TRASH:
+            return record.name
+        return next(name for name, chat in self._trash.items() if chat == record.id)
+
+    def count(self, place: Place) -> int:
+        """How many chats are there."""
+        if place is Place.TRASH:
+            return len(self._trash)
+        return sum(self.chats[chat].place is place for chat in self._names.values())
+
+    def apply(self, entry: Entry) -> Names:
+        """Take in the next entry."""
+        self.seq = entry.seq
+        self.ts = entry.ts
+        self._moved = []
+        self._apply(ev.parse(entry.data), entry)
+        return Names(tuple(self._moved))
+
+    def _apply(self, event: ev.Event | ev.Unknown, entry: Entry) -> None:
+        match event:
+            case ev.WorkspaceCreated() if not self.id:
+                self.id, self.name, self.user = WorkspaceId(event.id), event.name, event.user or ""
+                self.created = entry.ts
+            case ev.WorkspaceChanged():
+                self._change(event)
+            case ev.WorkspaceTrashed():
+                self.trashed = True
+            case ev.ChatCreated():
+                self._create(event, entry)
+            case ev.ChatRenamed():
+                self._rename(event, entry)
+            case ev.ChatArchived():
+                self._move(event.chat, Place.CHATS, Place.ARCHIVE, entry)
+            case ev.ChatUnarchived():
+                self._move(event.chat, Place.ARCHIVE, Place.CHATS, entry)
+            case ev.ChatTrashed():
+                self._trash_chat(event, entry)
+            case ev.ChatRestored():
+                self._restore(event, entry)
+            case _:
+                pass
+
+    def _change(self, event: ev.WorkspaceChanged) -> None:
+        if event.name is not None and _is_name(event.name):
+            self.name = event.name
+        if event.title is not None:
+            self.title = event.title
+        if event.labels is not None:
+            self.labels = tuple(event.labels)
+        if event.quota_bytes is not None:
+            self.quota_bytes = event.quota_bytes
+
+    def _create(self, event: ev.ChatCreated, entry: Entry) -> None:
+        chat = ChatId(event.chat)
+        if chat in self.chats or event.name in self._names or not is_uuid(chat) or not _is_name(event.name):
+            return
+        self.chats[chat] = ChatRecord(chat, event.name, Place.CHATS, entry.ts, entry.ts)
+        self._names[event.name] = chat
+        self._touch(entry, Place.CHATS, event.name)
+
+    def _rename(self, event: ev.ChatRenamed, entry: Entry) -> None:
+        record = self.chats.get(ChatId(event.chat))
+        if record is None or not _is_name(event.name):
+            return
+        if record.place is Place.TRASH:
+            self.chats[record.id] = replace(record, name=event.name)
+            return
+        if event.name in self._names:
+            return
+        del self._names[record.name]
+        self._names[event.name] = record.id
+        self.chats[record.id] = replace(record, name=event.name, changed=entry.ts)
+        self._touch(entry, record.place, record.name, event.name)
+
+    def _move(self, chat: str, source: Place, target: Place, entry: Entry) -> None:
+        record = self.chats.get(ChatId(chat))
+        if record is not None and record.place is source:
+            self.chats[record.id] = replace(record, place=target, changed=entry.ts)
+            self._touch(entry, source, record.name)
+            self._touch(entry, target, record.name)
+
+    def _trash_chat(self, event: ev.ChatTrashed, entry: Entry) -> None:
+        record = self.chats.get(ChatId(event.chat))
+        if record is None or record.place is Place.TRASH:
+            return
+        del self._names[record.name]
+        shown, number = record.name, 1
+        while shown in self._trash:
+            number += 1
+            shown = f"{record.name}~{number}"
+        self._trash[shown] = record.id
+        self.chats[record.id] = replace(record, place=Place.TRASH, changed=entry.ts, removed_since=event.since)
+        self._touch(entry, record.place, record.name)
+        self._touch(entry, Place.TRASH, shown)
+
+    def _restore(self, event: ev.ChatRestored, entry: Entry) -> None:
+        record = self.chats.get(ChatId(event.chat or ""))
+        if record is None or record.place is not Place.TRASH or record.name in self._names:
+            return
+        shown = self.shown_name(record)
+        del self._trash[shown]
+        self._names[record.name] = record.id
+        self.chats[record.id] = replace(record, place=Place.CHATS, changed=entry.ts, removed_since=None)
+        self._touch(entry, Place.CHATS, record.name)
+        self._touch(entry, Place.TRASH, shown)
+
+    def _touch(self, entry: Entry, place: Place, *names: str) -> None:
+        self.places_changed[place] = entry.ts * 1_000_000 + entry.seq % 1_000_000
+        self._moved += [(place, name) for name in names]
+
+
+def _is_name(name: str) -> bool:
+    try:
+        directory_name(name)
+    except InvalidName:
+        return False
+    return True

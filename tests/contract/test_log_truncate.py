@@ -1,0 +1,203 @@
+"""AppendLog.truncate_before."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+import trio
+
+from store.driver import AppendLog
+from store.drivers.file.text import BASE_NAME, LOG_NAME
+from store.errors import StoreFailed, Truncated
+from store.model import Seq
+from tests.contract.backends import SPACE, Backend, FaultySystem, FileBackend, entries, faulty, take
+
+
+async def open_log(backend: Backend, count: int = 0) -> AppendLog:
+    log = await (await backend.open()).open_log(SPACE, create=True)
+    for number in range(count):
+        await log.append(entries(f"{number + 1}"))
+    return log
+
+
+async def seqs(log: AppendLog, since: int = 0, *, reverse: bool = False) -> list[int]:
+    return [entry.seq async for entry in log.read(Seq(since), reverse=reverse)]
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("keep", range(7))
+async def test_what_is_before_is_dropped(backend: Backend, count: int, keep: int):
+    keep = min(keep, count)
+    log, other = await open_log(backend, count), await open_log(backend)
+    before = log.head
+    tail = [entry async for entry in log.read(Seq(count - keep))]
+    first = count - keep + 1
+    text = log.read_text(0, 10**6)
+    await log.truncate_before(Seq(first))
+    # Who hasn't looked yet still has what its head says.
+    assert other.head == before
+    assert other.read_text(0, 10**6) == text
+    assert (log.head.seq, log.head.ts, log.head.crc, log.head.first_seq) == (count, before.ts, before.crc, first)
+    assert [entry async for entry in log.read()] == tail
+    assert [entry async for entry in log.read(reverse=True)] == tail[::-1]
+    assert log.head.size == len(log.read_text(0, 10**6)) <= before.size
+    assert await other.refresh() == log.head
+    reopened = await open_log(backend)
+    assert reopened.head == log.head
+    for number, each in enumerate((other, log, reopened)):
+        assert await each.append(entries("new")) == count + number + 1
+    await log.refresh()
+    assert await seqs(log, reverse=True) == sorted(await seqs(reopened), reverse=True)
+    assert await seqs(reopened) == list(range(first, count + 4))
+
+
+async def test_entries_that_are_gone_are_said_to_be(backend: Backend):
+    log = await open_log(backend, 5)
+    await log.truncate_before(Seq(4))
+    for since in (1, 2):
+        for reverse in (False, True):
+            with pytest.raises(Truncated) as caught:
+                await seqs(log, since, reverse=reverse)
+            assert caught.value.first_seq == 4
+        with pytest.raises(Truncated):
+            async with log.subscribe(Seq(since)) as following:
+                await take(following, 1)
+    assert await seqs(log, 3) == await seqs(log, 0) == [4, 5]
+    async with log.subscribe(Seq(0)) as following:
+        assert [entry.seq for entry in await take(following, 2)] == [4, 5]
+
+
+async def test_beyond_the_end_is_refused(backend: Backend):
+    log = await open_log(backend, 2)
+    with pytest.raises(ValueError, match="nothing to truncate"):
+        await log.truncate_before(Seq(4))
+    await log.truncate_before(Seq(0))
+    await log.truncate_before(Seq(1))
+    assert await seqs(log) == [1, 2]
+
+
+async def test_truncating_again_and_again(backend: Backend):
+    log = await open_log(backend)
+    for turn in range(1, 6):
+        assert await log.append(entries("a", "b")) == turn * 2
+        await log.truncate_before(Seq(turn * 2 + turn % 2))
+        assert await seqs(log) == ([turn * 2] if turn % 2 == 0 else [])
+        assert (await open_log(backend)).head == log.head
+
+
+async def test_the_middle_of_a_batch(backend: Backend):
+    log = await open_log(backend)
+    await log.append(entries("a", "b", "c"))
+    await log.truncate_before(Seq(2))
+    assert [entry.data async for entry in (await open_log(backend)).read()] == [b'"b"', b'"c"']
+
+
+async def test_a_reader_under_way(backend: Backend):
+    log = await open_log(backend)
+    for _ in range(400):
+        await log.append(entries("x" * 2000))
+    forward, backward = log.read(), log.read(reverse=True)
+    await take(forward, 1)
+    await take(backward, 1)
+    await log.truncate_before(Seq(390))
+    with pytest.raises(Truncated):
+        await take(forward, 400)
+    found = [399]
+    async for entry in backward:
+        assert entry.seq == found[-1]
+        found.append(entry.seq - 1)
+    assert found[-1] <= 389
+
+
+async def test_a_subscriber_who_had_it_all_goes_on(backend: Backend):
+    log, other = await open_log(backend, 3), await open_log(backend)
+    async with log.subscribe(Seq(0)) as following:
+        await take(following, 3)
+        await other.truncate_before(Seq(4))
+        await other.append(entries("4"))
+        assert [entry.seq for entry in await take(following, 1)] == [4]
+
+
+async def test_a_subscriber_who_missed_some_is_told(backend: Backend):
+    log = await open_log(backend)
+    async with log.subscribe() as following:
+        await log.append(entries("1"))
+        await log.append(entries("2"))
+        await log.truncate_before(Seq(2))
+        with pytest.raises(Truncated):
+            await take(following, 1)
+
+
+async def test_appenders_go_on_meanwhile(backend: Backend):
+    logs = [await open_log(backend) for _ in range(3)]
+
+    async def append(log: AppendLog) -> None:
+        for _ in range(40):
+            await log.append(entries("a", "b"))
+            await trio.lowlevel.checkpoint()
+
+    async def truncate(log: AppendLog) -> None:
+        while (head := await log.refresh()).seq < 160:
+            await log.truncate_before(Seq(max(1, head.seq - 10)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(append, logs[0])
+        nursery.start_soon(append, logs[1])
+        nursery.start_soon(truncate, logs[2])
+    reopened = await open_log(backend)
+    assert reopened.head.seq == 160
+    assert await seqs(reopened) == list(range(reopened.head.first_seq, 161))
+
+
+@pytest.mark.parametrize("label", ["log.truncate", "log.base"])
+async def test_a_failed_truncation_can_be_tried_again(file_backend: FileBackend, label: str):
+    for times in range(1, 5):
+        log = await open_log(file_backend, 4)
+        first = log.head.first_seq
+        system = FaultySystem("nothing", OSError(errno.EIO, "injected"))
+        # The n-th call of that label fails.
+        left = times
+
+        def meet(found: str, system: FaultySystem = system) -> None:
+            nonlocal left
+            system.seen.append(found)
+            if found == label:
+                left -= 1
+                if left == 0:
+                    raise OSError(errno.EIO, "injected")
+
+        system._meet = meet  # type: ignore[method-assign]
+        raised = False
+        with faulty(system):
+            try:
+                await log.truncate_before(Seq(first + 2))
+            except StoreFailed:
+                raised = True
+        assert raised == (left <= 0)
+        reopened = await open_log(file_backend)
+        found = await seqs(reopened)
+        # All or none.
+        assert found in (list(range(first, log.head.seq + 1)), list(range(first + 2, log.head.seq + 1)))
+        assert await reopened.append(entries("x")) == found[-1] + 1
+        assert await log.append(entries("y")) == found[-1] + 2
+        await log.truncate_before(Seq(first + 3))
+        assert (await seqs(log))[0] == first + 3
+        leftover = {path.name for path in log._text.directory.iterdir()} if hasattr(log, "_text") else set()
+        assert leftover <= {LOG_NAME, BASE_NAME}
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3])
+async def test_a_crash_between_base_and_rename_is_finished(file_backend: FileBackend, keep: int):
+    log = await open_log(file_backend, 5)
+    path = file_backend.path / SPACE / LOG_NAME
+    old = path.read_bytes()
+    await log.truncate_before(Seq(6 - keep))
+    await log.aclose()
+    head = log.head
+    # As if the rename hadn't happened.
+    path.write_bytes(old)
+    again = await open_log(file_backend)
+    assert again.head == head
+    assert await again.append(entries("x")) == 6
+    assert await seqs(again) == list(range(6 - keep, 7))

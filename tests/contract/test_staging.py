@@ -1,0 +1,329 @@
+"""Staging: patchable drafts of blobs."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from store.driver import CHUNK, Driver, Staging
+from store.errors import StoreFull
+from tests.contract.backends import Backend, FaultySystem, FileBackend, MemoryBackend, faulty
+from tests.contract.test_blobs import LONG, digest_of, got, listed
+
+
+def drafts_in(backend: Backend) -> list[str]:
+    if not isinstance(backend, FileBackend) or not (backend.path / "drafts").exists():
+        return []
+    return [path.name for path in (backend.path / "drafts").iterdir()]
+
+
+async def test_a_new_one_is_empty(backend: Backend):
+    driver = await backend.open()
+    staging = driver.blobs.stage(label={"a": [1]})
+    assert (staging.size, staging.label, staging.read(0, 10)) == (0, {"a": [1]}, b"")
+    assert drafts_in(backend) == []
+    ref = await staging.commit()
+    assert ref.digest == digest_of(b"")
+    assert drafts_in(backend) == []
+
+
+async def test_write_commit_and_go_on(backend: Backend):
+    driver = await backend.open()
+    staging = driver.blobs.stage(label={})
+    assert staging.write(0, b"hello") == 5
+    first = await staging.commit()
+    assert staging.read(0, 10) == b"hello"
+    staging.write(5, b" world")
+    second = await staging.commit()
+    assert await got(driver, first.digest) == b"hello"
+    assert await got(driver, second.digest) == b"hello world"
+    assert (await staging.commit()) == second
+    assert drafts_in(backend) == []
+
+
+async def test_an_untouched_one_is_its_base(backend: Backend):
+    driver = await backend.open()
+    base = await driver.blobs.put(LONG)
+    staging = driver.blobs.stage(base.digest, label={})
+    assert staging.size == len(LONG)
+    assert staging.read(CHUNK - 5, 10) == LONG[CHUNK - 5 : CHUNK + 5]
+    assert await staging.commit() == base
+    assert drafts_in(backend) == []
+
+
+async def test_discard_leaves_nothing(backend: Backend):
+    driver = await backend.open()
+    base = await driver.blobs.put(LONG)
+    staging = driver.blobs.stage(base.digest, label={})
+    staging.write(CHUNK - 1, b"xx")
+    staging.truncate(5)
+    await staging.discard()
+    await staging.discard()
+    assert drafts_in(backend) == []
+    assert await listed(driver) == [base]
+    with pytest.raises(trio.ClosedResourceError):
+        staging.write(0, b"x")
+
+
+async def test_cut_bytes_never_come_back(driver: Driver):
+    base = await driver.blobs.put(LONG)
+    staging = driver.blobs.stage(base.digest, label={})
+    staging.write(2 * CHUNK, b"touched")
+    staging.truncate(10)
+    staging.truncate(len(LONG))
+    assert staging.read(0, len(LONG)) == LONG[:10] + bytes(len(LONG) - 10)
+    ref = await staging.commit()
+    assert ref.digest == digest_of(LONG[:10] + bytes(len(LONG) - 10))
+
+
+async def test_the_ones_of_a_closed_instance_are_abandoned(backend: Backend):
+    """As after a crash: but here the first instance's descriptors have to be closed by hand."""
+    one, two = await backend.open(), await backend.open()
+    base = await one.blobs.put(LONG)
+    staging = one.blobs.stage(base.digest, label={"name": "x"})
+    staging.write(CHUNK, b"edited")
+    finished = one.blobs.stage(label={"name": "y"})
+    finished.write(0, b"committed")
+    await finished.commit()
+    assert await two.blobs.abandoned() == []
+    await one.aclose()
+    forget(staging)
+    (found,) = await two.blobs.abandoned()
+    assert await two.blobs.abandoned() == []
+    expected = LONG[:CHUNK] + b"edited" + LONG[CHUNK + 6 :]
+    assert (found.label, found.size, found.read(0, 10**8)) == ({"name": "x"}, len(LONG), expected)
+    found.write(0, b"!")
+    assert (await found.commit()).digest == digest_of(b"!" + expected[1:])
+    assert drafts_in(backend) == []
+
+
+def forget(staging: Any) -> None:
+    """What the kernel does when a process dies."""
+    import os  # noqa: PLC0415
+
+    if hasattr(staging, "_label_fd"):
+        os.close(staging._label_fd)
+        for fd in staging._fds.values():
+            os.close(fd)
+        staging._fds.clear()
+
+
+async def test_one_that_lost_its_base_keeps_what_was_written(file_backend: FileBackend):
+    one, two = await file_backend.open(), await file_backend.open()
+    base = await one.blobs.put(LONG)
+    staging = one.blobs.stage(base.digest, label={"name": "x"})
+    staging.write(CHUNK, b"edited")
+    forget(staging)
+    await two.blobs.delete(base.digest)
+    (found,) = await two.blobs.abandoned()
+    assert found.size == len(LONG)
+    assert found.read(CHUNK, 6) == b"edited"
+    await found.discard()
+    assert drafts_in(file_backend) == []
+
+
+async def test_a_crash_after_linking_changes_no_blob(file_backend: FileBackend):
+    one, two = await file_backend.open(), await file_backend.open()
+    staging = one.blobs.stage(label={"name": "x"})
+    staging.write(0, b"bytes")
+    drafts = file_backend.path / "drafts"
+    # The blob is linked, the draft is still there.
+    with faulty(FaultySystem("draft.drop", OSError(errno.EIO, "injected"))) as system:
+        system.unlink = lambda label, _path: system._meet(label)  # type: ignore[method-assign]
+        with pytest.raises(Exception, match="blob"):
+            await staging.commit()
+    (found,) = await two.blobs.abandoned()
+    assert found.read(0, 10) == b"bytes"
+    found.write(0, b"B")
+    found.truncate(9)
+    assert await got(two, digest_of(b"bytes")) == b"bytes"
+    assert (await found.commit()).digest == digest_of(b"Bytes" + bytes(4))
+    assert await got(await file_backend.open(), digest_of(b"bytes")) == b"bytes"
+    assert list(drafts.iterdir()) == []
+
+
+class Paused(FaultySystem):
+    """A disk on which linking takes as long as the test wants."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing", OSError())
+        self.reached = threading.Event()
+        self.go_on = threading.Event()
+
+    def link(self, label: str, source: str | Path, target: str | Path) -> None:
+        self.reached.set()
+        assert self.go_on.wait(10)
+        super().link(label, source, target)
+
+
+async def test_writes_go_on_during_a_commit(file_backend: FileBackend):
+    backend = file_backend
+    driver = await backend.open()
+    base = await driver.blobs.put(LONG)
+    staging = driver.blobs.stage(base.digest, label={})
+    staging.write(0, b"before")
+    expected = b"before" + LONG[6:]
+    found = []
+
+    async def commit() -> None:
+        found.append(await staging.commit())
+
+    with faulty(Paused()) as system:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit)
+            assert await trio.to_thread.run_sync(system.reached.wait, 10)
+            staging.write(2, b"during")
+            staging.truncate(CHUNK + 7)
+            staging.truncate(CHUNK + 9)
+            system.go_on.set()
+    now = expected[:2] + b"during" + expected[8 : CHUNK + 7] + b"\0\0"
+    assert found[0].digest == digest_of(expected)
+    assert staging.read(0, 10**8) == now
+    assert (await staging.commit()).digest == digest_of(now)
+    assert await got(await backend.open(), found[0].digest) == expected
+    assert drafts_in(backend) == []
+
+
+@pytest.mark.parametrize("label", ["draft.chunk", "draft.copy"])
+async def test_a_full_disk(backend: Backend, label: str):
+    driver = await backend.open()
+    base = await driver.blobs.put(LONG)
+    staging = driver.blobs.stage(base.digest, label={})
+    if label == "draft.copy" and isinstance(backend, MemoryBackend):
+        label = "draft.chunk"
+    with backend.failing(label, OSError(errno.ENOSPC, "injected")), pytest.raises(StoreFull):
+        staging.write(7, b"lost")
+    assert staging.read(0, 20) == LONG[:20]
+    staging.write(7, b"kept")
+    ref = await staging.commit()
+    assert await got(driver, ref.digest) == LONG[:7] + b"kept" + LONG[11:]
+
+
+async def test_a_commit_that_fails_can_be_tried_again(backend: Backend):
+    driver = await backend.open()
+    base = await driver.blobs.put(LONG)
+    staging = driver.blobs.stage(base.digest, label={})
+    staging.write(1, b"one")
+    staging.write(2 * CHUNK + 1, b"two")
+    for label in ("blob.link", "blob.write"):
+        with backend.failing(label, OSError(errno.ENOSPC, "injected")), pytest.raises(StoreFull):
+            await staging.commit()
+        staging.write(CHUNK + 5, label.encode())
+    staging.truncate(2 * CHUNK + 3)
+    staging.truncate(2 * CHUNK + 6)
+    expected = bytearray(LONG[: 2 * CHUNK + 3] + bytes(3))
+    expected[1:4] = b"one"
+    expected[CHUNK + 5 : CHUNK + 15] = b"blob.write" if label == "blob.write" else expected[CHUNK + 5 : CHUNK + 15]
+    expected[2 * CHUNK + 1 : 2 * CHUNK + 3] = b"tw"
+    assert staging.read(0, 10**8) == expected
+    assert (await staging.commit()).digest == digest_of(bytes(expected))
+    assert drafts_in(backend) == []
+
+
+async def test_a_small_commit_is_few_system_calls(file_backend: FileBackend):
+    driver = await file_backend.open()
+    await driver.blobs.put(b"so that the directories are there")
+    warm = driver.blobs.stage(label={})
+    warm.write(0, b"x")
+    await warm.commit(durable=False)
+    await driver.blobs.delete(digest_of(b"x"))  # type: ignore[arg-type]
+    staging = driver.blobs.stage(label={})
+    with faulty(FaultySystem("nothing", OSError())) as system:
+        staging.write(0, b"x")
+        await staging.commit(durable=False)
+    assert system.seen == ["draft.label", "draft.chunk", "blob.link", "blob.announce"]
+
+
+# ---- any operations, against a bytearray
+
+offsets = st.one_of(
+    st.integers(0, 20),
+    st.sampled_from([CHUNK, 2 * CHUNK]).flatmap(lambda edge: st.integers(edge - 5, edge + 5)),
+    st.integers(0, 2 * CHUNK + 50),
+)
+operations = st.one_of(
+    st.tuples(st.just("write"), offsets, st.binary(min_size=0, max_size=12)),
+    st.tuples(st.just("fill"), offsets, st.sampled_from([CHUNK - 1, CHUNK, CHUNK + 1])),
+    st.tuples(st.just("truncate"), offsets),
+    st.tuples(st.just("read"), offsets, st.sampled_from([0, 1, 30, CHUNK, 3 * CHUNK])),
+    st.tuples(st.just("commit"), st.booleans()),
+    st.tuples(st.just("crash")),
+    st.tuples(st.just("fail")),
+)
+
+
+async def check(backend: Backend, base_size: int, steps: list[tuple]) -> None:
+    driver = await backend.open()
+    model = bytearray(LONG[:base_size])
+    staging: Staging = driver.blobs.stage(
+        (await driver.blobs.put(bytes(model), durable=False)).digest if base_size else None, label={"n": 1}
+    )
+    dirty = False
+    for name, *args in steps:
+        if name in {"write", "fill"}:
+            offset, data = args
+            data = data if name == "write" else LONG[100 : 100 + data]
+            assert staging.write(offset, data) == len(data)
+            if data:
+                model.extend(bytes(max(0, offset - len(model))))
+                model[offset : offset + len(data)] = data
+                dirty = True
+        elif name == "truncate":
+            staging.truncate(args[0])
+            del model[args[0] :]
+            model.extend(bytes(args[0] - len(model)))
+            dirty = True
+        elif name == "read":
+            assert staging.read(args[0], args[1]) == model[args[0] : args[0] + args[1]]
+        elif name == "commit":
+            ref = await staging.commit(durable=args[0])
+            assert (ref.digest, ref.size) == (digest_of(bytes(model)), len(model))
+            dirty = False
+        elif name == "fail":
+            with backend.failing("blob.link", OSError(errno.EIO, "injected")):
+                try:
+                    await staging.commit(durable=False)
+                    dirty = False
+                except Exception as error:  # noqa: BLE001
+                    assert "injected" in str(error) or error.__cause__ is not None  # noqa: PT017
+        elif name == "crash" and dirty and isinstance(backend, FileBackend):
+            forget(staging)
+            (staging,) = await driver.blobs.abandoned()
+            assert staging.label == {"n": 1}
+        assert staging.size == len(model)
+    assert staging.read(0, len(model) + 1) == model
+    ref = await staging.commit(durable=False)
+    assert ref.digest == digest_of(bytes(model))
+    assert await got(driver, ref.digest) == model
+    await staging.discard()
+    assert drafts_in(backend) == []
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+@given(
+    base=st.sampled_from([0, 5, CHUNK, CHUNK + 3, 2 * CHUNK, 2 * CHUNK + 100]), steps=st.lists(operations, max_size=12)
+)
+@example(base=CHUNK, steps=[("write", CHUNK, b"x"), ("fail",), ("truncate", 3), ("crash",), ("truncate", CHUNK + 9)])
+@example(base=0, steps=[("truncate", 7), ("crash",), ("write", 3, b"x"), ("fail",), ("crash",)])
+@example(base=2 * CHUNK, steps=[("write", 0, b"x"), ("write", 2 * CHUNK, b"y"), ("truncate", 1), ("crash",)])
+@example(base=5, steps=[("write", 1, b"x"), ("fail",), ("write", 1, b"y"), ("fail",), ("commit", False), ("crash",)])
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_operations(kind: str, base: int, steps: list[tuple]):
+    async def main() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            backend: Backend = MemoryBackend() if kind == "memory" else FileBackend(Path(directory) / "store")
+            try:
+                await check(backend, base, steps)
+            finally:
+                await backend.aclose()
+
+    trio.run(main)

@@ -1,0 +1,163 @@
+"""The log's line format: what goes in comes out, and no damage goes unseen."""
+
+from __future__ import annotations
+
+import string
+
+import orjson
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from store import codec
+from store.errors import CorruptLog
+from store.model import Entry, Millis, NewEntry, Origin, Seq
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=6,
+)
+spaced = json_values.map(lambda value: orjson.dumps(value).replace(b",", b" , "))
+lookalikes = st.sampled_from(
+    [
+        b'{"seq":1,"ts":2,"actor":"x","data":1,"crc":"00000000"}',
+        b'"\\",\\"crc\\":\\"00000000\\"}"',
+        b'{"more":3,"data":{"origin":{"actor":"x","ts":1}}}',
+        b'"\\u0000\\n"',
+    ]
+)
+times = st.integers(0, 10**15).map(Millis)
+new_entries = st.builds(
+    NewEntry,
+    data=json_values.map(orjson.dumps) | lookalikes | spaced.filter(lambda data: b"\n" not in data),
+    actor=texts | st.sampled_from(['"', "\\", '","data":', "a/b"]),
+    origin=st.none() | st.builds(Origin, actor=texts, ts=times),
+    ts=times,
+)
+batches = st.lists(new_entries, min_size=1, max_size=4)
+logs = st.lists(batches, min_size=1, max_size=4)
+
+
+def encode(log: list[list[NewEntry]]) -> bytes:
+    text, seq, crc = b"", 0, 0
+    for batch in log:
+        lines, crc = codec.encode_batch(batch, Seq(seq), [new.ts or 0 for new in batch], crc)
+        seq += len(batch)
+        text += lines
+    return text
+
+
+def decode(text: bytes) -> list[Entry]:
+    return [entry for entry, _ in codec.decode_lines(text, after=Seq(0), previous_crc=0)]
+
+
+@given(logs)
+def test_roundtrip(log: list[list[NewEntry]]):
+    text = encode(log)
+    found = decode(text)
+    given_ = [(new, len(batch) - 1 - index) for batch in log for index, new in enumerate(batch)]
+    assert [(entry.data, entry.actor, entry.origin, entry.ts, entry.more) for entry in found] == [
+        (new.data, new.actor, new.origin, new.ts, more) for new, more in given_
+    ]
+    assert [entry.seq for entry in found] == list(range(1, len(found) + 1))
+
+
+@given(logs)
+def test_every_line_is_json_with_its_keys_in_order(log: list[list[NewEntry]]):
+    for line in encode(log).splitlines():
+        keys = list(orjson.loads(line))
+        assert keys == [key for key in ("seq", "ts", "actor", "origin", "more", "data", "crc") if key in keys]
+        assert {"seq", "ts", "actor", "data", "crc"} <= set(keys)
+
+
+@given(logs)
+def test_offsets_are_the_lines_ends(log: list[list[NewEntry]]):
+    text = encode(log)
+    ends = [end for _, end in codec.decode_lines(text, after=Seq(0), previous_crc=0, offset=100)]
+    assert ends == [100 + index + 1 for index, byte in enumerate(text) if byte == 0x0A]
+
+
+@given(logs, st.data())
+def test_any_changed_byte_is_found(log: list[list[NewEntry]], data: st.DataObject):
+    text = encode(log)
+    at = data.draw(st.integers(0, len(text) - 2))  # a lost last newline is a torn tail, which isn't the codec's to find
+    byte = data.draw(st.integers(0, 255).filter(lambda byte: byte != text[at]))
+    before = text.count(b"\n", 0, at)
+    found: list[Entry] = []
+    with pytest.raises(CorruptLog) as caught:
+        for entry, _ in codec.decode_lines(text[:at] + bytes([byte]) + text[at + 1 :], after=Seq(0), previous_crc=0):
+            found.append(entry)
+    # What comes before the damage is right, and where it starts is said.
+    assert found == decode(text)[: len(found)]
+    assert caught.value.seq == len(found) == before
+    assert caught.value.offset == sum(len(line) for line in text.splitlines(keepends=True)[:before])
+
+
+@given(logs, st.data())
+def test_any_dropped_line_but_the_last_is_found(log: list[list[NewEntry]], data: st.DataObject):
+    lines = encode(log).splitlines(keepends=True)
+    assume(len(lines) > 1)
+    at = data.draw(st.integers(0, len(lines) - 2))
+    with pytest.raises(CorruptLog) as caught:
+        decode(b"".join(lines[:at] + lines[at + 1 :]))
+    assert caught.value.seq == at
+
+
+@given(logs, st.data())
+def test_any_reordering_is_found(log: list[list[NewEntry]], data: st.DataObject):
+    lines = encode(log).splitlines(keepends=True)
+    assume(len(lines) > 1)
+    order = data.draw(st.permutations(range(len(lines))))
+    assume(order != sorted(order))
+    with pytest.raises(CorruptLog):
+        decode(b"".join(lines[index] for index in order))
+
+
+@given(logs, st.data())
+def test_any_doubled_line_is_found(log: list[list[NewEntry]], data: st.DataObject):
+    lines = encode(log).splitlines(keepends=True)
+    at = data.draw(st.integers(0, len(lines) - 1))
+    with pytest.raises(CorruptLog):
+        decode(b"".join([*lines[: at + 1], lines[at], *lines[at + 1 :]]))
+
+
+@given(batches, batches)
+def test_a_line_of_another_log_is_found(one: list[NewEntry], other: list[NewEntry]):
+    first, last = encode([one]), encode([one[:-1] or other, other])
+    lines = last.splitlines(keepends=True)
+    assume(len(lines) > len(one) and not last.startswith(first))
+    with pytest.raises(CorruptLog):
+        decode(first + b"".join(lines[len(one) :]))
+
+
+@given(logs, st.data())
+def test_any_inserted_or_removed_byte_is_found(log: list[list[NewEntry]], data: st.DataObject):
+    text = encode(log)
+    at = data.draw(st.integers(0, len(text) - 2))
+    inserted = bytes([data.draw(st.integers(0, 255))])
+    assume(inserted != b"\n" or at)
+    for changed in (text[:at] + text[at + 1 :], text[:at] + inserted + text[at:]):
+        with pytest.raises(CorruptLog):
+            decode(changed)
+
+
+@given(st.binary(max_size=80) | st.text(string.printable, max_size=80).map(str.encode))
+@example(b'{"seq":1,"ts":1,"actor":"\\q","data":1,"crc":"00000000"}')
+@example(b'{"seq":1,"ts":1,"actor":"a","origin":{"actor":"\\q","ts":1},"data":1,"crc":"00000000"}')
+@example(b'{"seq":99999999999999999999,"ts":1,"actor":"a","data":1,"crc":"00000000"}')
+@example(b'{"seq":1,"ts":1,"actor":"\xff","data":1,"crc":"00000000"}')
+def test_other_lines_are_no_entries(line: bytes):
+    assert codec.parse(line) is None
+
+
+@given(logs, st.data())
+def test_reading_may_begin_anywhere(log: list[list[NewEntry]], data: st.DataObject):
+    text = encode(log)
+    everything = decode(text)
+    lines = text.splitlines(keepends=True)
+    at = data.draw(st.integers(0, len(everything)))
+    crc = everything[at - 1].crc if at else 0
+    rest = b"".join(lines[at:])
+    assert [entry for entry, _ in codec.decode_lines(rest, after=Seq(at), previous_crc=crc)] == everything[at:]
