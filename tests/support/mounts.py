@@ -185,7 +185,9 @@ class Mounted:
 
     def _up_or_gone(self) -> bool:
         assert self.process is not None
-        return self.process.poll() is not None or (os.path.ismount(self.mountpoint) and self._answers())
+        # In this order: a dead mount, which doesn't answer, may be taken away between the two, and the directory
+        # beneath it answers.
+        return self.process.poll() is not None or (self._answers() and os.path.ismount(self.mountpoint))
 
     def _answers(self) -> bool:
         # statvfs(2) is never answered from the kernel's cache, as stat(2) is, even when the daemon is dead.
