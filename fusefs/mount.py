@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 import signal
@@ -34,6 +33,7 @@ from fusefs.scratch import ScratchArea
 from fusefs.unmount import lazy_unmount, mounts
 from fusefs.views import ChatView, WorkspaceView
 from store.document import Effect
+from store.driver import Access
 from store.errors import StoreError
 from store.library import Store, open_store
 from store.model import ChatId, SpaceId, chat_space
@@ -78,6 +78,8 @@ class Mount:
         self._limiter = trio.CapacityLimiter(8)
         self._unsynced: dict[Callable[[], Awaitable[None]], None] = {}
         self._sync_wanted = trio.Event()
+        self._sync_failure = ""
+        """What the last deferred sync failed with: said once."""
         self.agreed = trio.Event()
         """Set once the kernel and libfuse have agreed on what they can (INIT)."""
         store.on_moved = self._moved
@@ -124,9 +126,17 @@ class Mount:
             try:
                 await sync()
             except StoreError as error:
-                self.log.error("a deferred sync failed: %s", error)  # noqa: TRY400 - one line, the error says it all
+                # What isn't durable yet is tried again: the driver knows what has to be written once more.
+                self._unsynced[sync] = None
+                if str(error) != self._sync_failure:
+                    self.log.error("a deferred sync failed: %s", error)  # noqa: TRY400 - one line, the error says it all
+                self._sync_failure = str(error)
             except Exception:
                 self.log.exception("a deferred sync failed")
+        if self._unsynced:
+            self._sync_wanted.set()
+        else:
+            self._sync_failure = ""
 
     # ---- views
 
@@ -224,11 +234,7 @@ async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
 
     Raises StoreError where the store can't be opened, RuntimeError where the kernel refuses the mount.
     """
-    # A long chat is tens of thousands of objects that stay: looking through them all again and again stops every
-    # request.
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-    async with open_store(options.url) as store:
+    async with open_store(options.url, access=Access.READ if options.read_only else Access.MAKE) as store:
         mount = Mount(store, options)
         if not options.read_only:
             await recover_drafts(store)
@@ -243,9 +249,12 @@ async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
                 nursery.start_soon(mount.sync_later)
                 nursery.start_soon(_end_on_signal)
                 nursery.start_soon(read_ahead, mount)
+                if not options.read_only:
+                    nursery.start_soon(store.index.follow)
                 mount.notifier.live = True
                 ready()
                 await pyfuse3.main()
+                store.index.hurry()
                 nursery.cancel_scope.cancel()
             unmounted = True
         finally:

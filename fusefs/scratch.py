@@ -8,11 +8,14 @@ Concurrency: plain system calls on local files, inline.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
+
+from store import durability
 
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -64,6 +67,14 @@ class ScratchArea:
             self._directory = self._parent() / self._name
         return self._directory
 
+    def _is_link(self) -> bool:
+        return os.path.islink(self.directory) or os.path.islink(self.directory.parent)
+
+    def _refuse_link(self) -> None:
+        """A link in the place of the directory, or of the chat's, leads out of the store."""
+        if self._is_link():
+            raise OSError(errno.ELOOP, "a symbolic link stands in the place of a directory", str(self.directory))
+
     def changed_ns(self) -> int:
         """When a file last came or went, in nanoseconds; 0: never."""
         try:
@@ -77,6 +88,8 @@ class ScratchArea:
 
     def stat(self, name: bytes) -> os.stat_result | None:
         """Its attributes, None where it isn't there."""
+        if self._is_link():
+            return None
         try:
             return os.lstat(self.path(name))
         except FileNotFoundError:
@@ -84,6 +97,8 @@ class ScratchArea:
 
     def names(self) -> list[bytes]:
         """All names, sorted."""
+        if self._is_link():
+            return []
         try:
             return sorted(os.listdir(os.fsencode(self.directory)))
         except FileNotFoundError:
@@ -95,17 +110,23 @@ class ScratchArea:
         if flags & os.O_ACCMODE == os.O_WRONLY:
             wanted = wanted & ~os.O_ACCMODE | os.O_RDWR
         if flags & os.O_CREAT:
-            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make()
+        self._refuse_link()
         return os.open(self.path(name), wanted, mode & 0o7777 | 0o600)
+
+    def _make(self) -> None:
+        self._refuse_link()
+        durability.make_dirs("scratch.make", self.directory, Path("/"))
 
     def symlink(self, name: bytes, target: bytes) -> None:
         """A symbolic link: kept, never followed by chatfs."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.symlink(target, self.path(name))
+        self._make()
+        durability.system.symlink("scratch.symlink", target, self.path(name))
 
     def unlink(self, name: bytes) -> None:
         """Remove one."""
-        os.unlink(self.path(name))
+        self._refuse_link()
+        durability.system.unlink("scratch.unlink", self.path(name))
 
     def read(self, name: bytes) -> bytes:
         """All bytes of a regular file."""
@@ -130,23 +151,25 @@ class ScratchArea:
 
     def keep_pieces(self, stem: str, pieces: Iterable[bytes]) -> str:
         """The same with bytes that come in pieces. Nothing is left where that fails."""
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make()
         number = 0
         while True:
             number += 1
             name = f"{stem}-{number}"
+            path = os.fsdecode(self.path(name.encode()))
             try:
-                descriptor = os.open(
-                    self.path(name.encode()), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-                )
+                descriptor = durability.create("scratch.keep", path)
             except FileExistsError:
                 continue
             try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.writelines(pieces)
-                    file.flush()
-                    os.fsync(file.fileno())
+                for piece in pieces:
+                    durability.write_all("scratch.keep", descriptor, piece)
+                durability.system.fsync("scratch.keep", descriptor)
+                durability.fsync_dir("scratch.keep", self.directory)
+                durability.fsync_dir("scratch.keep", self.directory.parent)
             except BaseException:
-                self.unlink(name.encode())
+                durability.discard("scratch.keep", path)
                 raise
+            finally:
+                os.close(descriptor)
             return name

@@ -46,6 +46,8 @@ class LogOwner(Protocol):
 
     @property
     def created_ns(self) -> int: ...
+    @property
+    def text_id(self) -> int | None: ...
     async def head(self) -> Head: ...
     async def read_text(self, offset: int, size: int) -> bytes: ...
     async def append(self, batch: Sequence[NewEntry]) -> Seq: ...
@@ -157,6 +159,10 @@ class ChatView(View):
         record = self.chat.workspace.state.chats.get(self.chat.id)
         return 0 if record is None else record.created * 1_000_000
 
+    @property
+    def text_id(self) -> int | None:
+        return self.chat.space.text_id
+
     async def head(self) -> Head:
         return await self.chat.head()
 
@@ -259,7 +265,7 @@ class ChatView(View):
         notifier = self.mount.notifier
         for node in self.nodes:
             if isinstance(node, LogFile):
-                notifier.attributes(node)
+                node.log_moved()
             elif isinstance(node, HistoryText):
                 node.log_moved(effect)
             elif isinstance(node, AttachmentsDirectory):
@@ -282,6 +288,10 @@ class WorkspaceView(View):
     @property
     def created_ns(self) -> int:
         return self.workspace.state.created * 1_000_000
+
+    @property
+    def text_id(self) -> int | None:
+        return self.workspace.space.text_id
 
     async def head(self) -> Head:
         await self.workspace.load()
@@ -320,6 +330,8 @@ class WorkspaceView(View):
                         notifier.entry(directory, name)
                 if moved != []:
                     notifier.attributes(node)
+            elif isinstance(node, LogFile):
+                node.log_moved()
             else:
                 notifier.attributes(node)
         if names is None or names.moved:

@@ -35,14 +35,16 @@ def _made_ns(entry: Entry) -> int:
 
 
 class Attachments:
-    """`present` by name, in the order in which the names came."""
+    """`present` by name, in the order in which the names came.
 
-    __slots__ = ("_removed", "present")
+    `removed` is what was removed, and by which seq, until the name is put again: `chat.restored` brings it back.
+    """
+
+    __slots__ = ("present", "removed")
 
     def __init__(self) -> None:
         self.present: dict[str, Attachment] = {}
-        self._removed: dict[str, tuple[int, Attachment]] = {}
-        """What was removed, and by which seq, until the name is put again: `chat.restored` brings it back."""
+        self.removed: dict[str, tuple[int, Attachment]] = {}
 
     def apply(self, event: ev.Event, entry: Entry) -> tuple[str, ...]:
         """Take in an event; the names that came, went or changed."""
@@ -52,7 +54,7 @@ class Attachments:
     def _put(self, event: ev.AttachmentPut, entry: Entry) -> tuple[str, ...]:
         if not _is_name(event.name) or _DIGEST.fullmatch(event.digest) is None:
             return ()
-        self._removed.pop(event.name, None)
+        self.removed.pop(event.name, None)
         self.present[event.name] = Attachment(
             AttachmentId(event.id),
             event.name,
@@ -68,7 +70,7 @@ class Attachments:
         found = self.present.pop(event.name, None)
         if found is None:
             return ()
-        self._removed[event.name] = (entry.seq, found)
+        self.removed[event.name] = (entry.seq, found)
         return (event.name,)
 
     def _rename(self, event: ev.AttachmentRenamed, _entry: Entry) -> tuple[str, ...]:
@@ -94,9 +96,9 @@ class Attachments:
     def _restore(self, event: ev.ChatRestored, _entry: Entry) -> tuple[str, ...]:
         if event.since is None:
             return ()
-        back = [name for name, (seq, _) in self._removed.items() if seq >= event.since and name not in self.present]
+        back = [name for name, (seq, _) in self.removed.items() if seq >= event.since and name not in self.present]
         for name in back:
-            self.present[name] = self._removed.pop(name)[1]
+            self.present[name] = self.removed.pop(name)[1]
         return tuple(back)
 
 

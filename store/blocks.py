@@ -15,7 +15,7 @@ from urllib.parse import quote
 import orjson
 
 from store.events import Content
-from store.markdown import escape, trim
+from store.markdown import escape, is_plain, trim
 
 CLIP: Final = 2000
 """Characters of a tool's input or result that are shown."""
@@ -31,12 +31,15 @@ _LINK_TEXT: Final = re.compile(r"([\\\[\]`*_<])")
 def body(content: Content, attachments: Sequence[str] | None = None) -> bytes:
     """The escaped body: no blank lines around it, and every fence closed."""
     if isinstance(content, str) and not attachments:
-        return escape(trim(content.encode()))
+        return _escaped(content)
     pieces = [content] if isinstance(content, str) else list(_pieces(content, _DEPTH)) or list(_thoughts(content))
     if attachments:
         pieces.append("\n".join(link(name) for name in attachments))
-    escaped = (escape(trim(piece.encode())) for piece in pieces)
-    return trim(b"\n\n".join(piece for piece in escaped if piece))
+    return trim(b"\n\n".join(filter(None, map(_escaped, pieces))))
+
+
+def _escaped(piece: str) -> bytes:
+    return piece.encode() if is_plain(piece) else escape(trim(piece.encode()))
 
 
 def link(name: str) -> str:
@@ -139,7 +142,9 @@ def _code(text: str) -> str:
 def _fence(text: str, language: str = "") -> str:
     """`text`, clipped, in a fence longer than any run of backticks within."""
     text = _clip(text.strip("\r\n"))
-    ticks = "`" * max((len(run) + 1 for run in _FENCE_RUN.findall(text)), default=3)
+    ticks = "```"
+    if ticks in text:
+        ticks = "`" * max(len(run) + 1 for run in _FENCE_RUN.findall(text))
     return f"{ticks}{language}\n{text}\n{ticks}" if text else f"{ticks}{language}\n{ticks}"
 
 

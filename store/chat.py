@@ -10,19 +10,19 @@ decided anew where the log was faster.
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from store import events as ev
-from store import history, intake
+from store import history, intake, saving
 from store.driver import Staging
-from store.errors import AttachmentNotFound, BackendError, InvalidEvent, MessageNotFound, SeqConflict
-from store.fold import ChatState, Effect, Message, fold
+from store.errors import AttachmentNotFound, CorruptSnapshot, InvalidEvent, MessageNotFound, SeqConflict, StoreError
+from store.fold import ChatState, Effect, Message
+from store.kinds import CHAT
 from store.model import (
     Attachment,
     AttachmentId,
@@ -39,30 +39,15 @@ from store.model import (
     uuid7,
 )
 from store.rendered import RenderedText
+from store.saving import Saved
 from store.space import Change, Moved, Space
 
 if TYPE_CHECKING:
     from store.workspace import Workspace
 
 _INT64_MAX: Final = (1 << 63) - 1
-_LONG_TEXT: Final = 1 << 20
 _SECOND: Final = 1_000_000_000
 _DEFAULT_MODE: Final = 0o600
-_TEXT_EVENTS: Final = (ev.MessageAppended, ev.MessageEdited, ev.MessageRemoved, ev.PreambleEdited, ev.ChatChanged)
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """What became of a saved text: the log's last seq, and whether the log moved by it.
-
-    Where somebody else's changes were merged, `seen` is the state as the writer sees it (what was saved, without those
-    changes): the base of the writer's next save. `conflict` is what the save overrode.
-    """
-
-    seq: Seq
-    changed: bool
-    seen: ChatState | None = None
-    conflict: bytes | None = None
 
 
 class Chat:
@@ -76,11 +61,17 @@ class Chat:
         chat: ChatId,
         moved: Moved,
         touched: Callable[[Chat], None],
+        opening: Callable[[], Awaitable[None]],
     ) -> None:
         self.id = chat
         self.workspace = workspace
         self.space: Space[ChatState] = Space(
-            workspace.driver, chat_space(workspace.id, chat), ChatState, self._follow(moved)
+            workspace.driver,
+            chat_space(workspace.id, chat),
+            CHAT,
+            self._follow(moved),
+            lambda: chat in workspace.state.chats,
+            opening,
         )
         self.rendered = RenderedText(lambda: self.directory)
         self._touched = touched
@@ -108,6 +99,18 @@ class Chat:
         self._touched(self)
         return await self.space.load()
 
+    async def whole(self) -> ChatState:
+        """The same with every message in memory."""
+        while True:
+            state = await self.load()
+            if state.whole:
+                return state
+            try:
+                async with self.space.frozen() as state:
+                    await trio.to_thread.run_sync(state.complete)
+            except CorruptSnapshot as damage:
+                await self.space.rebuild(damage)
+
     async def head(self) -> Head:
         """Where the log ends now."""
         self._touched(self)
@@ -116,10 +119,11 @@ class Chat:
     async def release(self) -> None:
         """Drop it from memory, unless it is held; leaves history.md beside the log."""
         if self.space.idle and self.space.loaded:
-            if self.space.state is not None:
+            if self.space.state is not None and not self.workspace.driver.read_only:
                 # The copy is only for people who look into the store: a full disk does without.
-                with suppress(BackendError, OSError):
-                    self.rendered.publish(self.space.state)
+                with suppress(StoreError, OSError, ValueError):
+                    if not self.space.is_due(closing=True):
+                        self.rendered.publish(self.space.state, self.space.source, self.space.head)
             self.rendered.close()
             await self.space.release()
 
@@ -173,86 +177,32 @@ class Chat:
 
     async def sync(self) -> None:
         """Return when all that was appended survives a power cut, and the workspace's log that names the chat, too."""
-        if self.workspace.space.unsynced:
-            await self.workspace.space.sync()
+        # Another process may have made the chat, and not synced it yet.
+        await self.workspace.space.sync()
         await self.space.sync()
 
     # ---- the text
 
     async def text(self) -> bytes:
         """history.md."""
-        return history.render(await self.load())
+        return history.render(await self.whole())
 
-    def read_text(self, state: ChatState, offset: int, size: int) -> bytes:
-        """A range of history.md as `state` (this chat's, present) renders it."""
-        return self.rendered.read(state, offset, size)
+    async def read_text(self, offset: int, size: int) -> bytes:
+        """A range of history.md."""
+        while True:
+            state = await self.load()
+            try:
+                return self.rendered.read(state, self.space.source, offset, size)
+            except CorruptSnapshot as damage:
+                self.rendered.close()
+                await self.space.rebuild(damage)
 
     async def save_text(self, saved: bytes, actor: str, *, base: Seq | ChatState | None = None) -> Saved:
         """Make history.md say `saved`; `base` is what the writer had read (None: what is there now).
 
         Where the log has moved on since, both sides are merged. Raises InvalidText.
         """
-        with self.hold():
-            if base is None:
-                base = (await self.load()).seq
-            while True:
-                state = await self.load()
-                at = state.seq
-                if await self._is_present(base, at):
-                    old, own, conflict = None, [], None
-                    events = await self._diff(saved)
-                else:
-                    old = base if isinstance(base, ChatState) else await self.state_at(base)
-                    reached = self._reached(old, state, saved)
-                    if reached:
-                        base = reached
-                        if base == at:
-                            continue
-                        old = await self.state_at(base)
-                    ids = Replay()
-                    own = history.diff(old, saved, ids.new)
-                    merge = history.merge(old, state, saved, ids.again)
-                    events, conflict = merge.events, merge.conflict
-                if state.seq != at:
-                    # The log moved while this was worked out: the events may be about another text.
-                    continue
-                if not events:
-                    return Saved(at, False, fold_on(old, own), conflict)
-                try:
-                    seq = await self.append_events(events, actor, expected_seq=at)
-                except SeqConflict:
-                    continue
-                return Saved(seq, True, fold_on(old, own), conflict)
-
-    @staticmethod
-    def _reached(old: ChatState, state: ChatState, saved: bytes) -> Seq:
-        """Up to which seq `saved` has, word for word, the messages that came after `old`; 0: not the first of them.
-
-        Not every read is seen here: the kernel answers from its cache what somebody else has read before.
-        """
-        fresh = [message for message in state.messages() if old.message(message.id) is None and not message.hidden]
-        reached = Seq(0)
-        for message in sorted(fresh, key=lambda message: message.seq):
-            item = state.document.get(message.id)
-            if item is None or bytes(item.text) not in saved:
-                break
-            reached = message.seq
-        else:
-            reached = state.seq if fresh else reached
-        return reached
-
-    async def _diff(self, saved: bytes) -> list[ev.Event]:
-        """The difference to the present state; a long text is compared in a thread."""
-        if len(saved) < _LONG_TEXT:
-            return history.diff(await self.load(), saved, uuid7)
-        async with self.space.frozen() as state:
-            return await trio.to_thread.run_sync(history.diff, state, saved, uuid7)
-
-    async def _is_present(self, base: Seq | ChatState, at: Seq) -> bool:
-        """Whether `base` has the text that the state has at `at`."""
-        if isinstance(base, ChatState):
-            return False
-        return base >= at or not await self._text_moved(base, at)
+        return await saving.save(self, saved, actor, base)
 
     async def append_text(self, data: bytes, actor: str) -> Seq:
         """Add bytes at the end of history.md. Raises InvalidText."""
@@ -269,7 +219,7 @@ class Chat:
 
     async def messages(self) -> list[Message]:
         """All messages in order, hidden ones too."""
-        return list((await self.load()).messages())
+        return list((await self.whole()).messages())
 
     async def edit_message(self, message: str, content: ev.Content, actor: str) -> Seq:
         """Give a message another content. Raises MessageNotFound."""
@@ -282,25 +232,24 @@ class Chat:
         return await self.append_events([ev.MessageRemoved(message)], actor)
 
     async def _require_message(self, message: str) -> None:
-        if (await self.load()).message(message) is None:
+        if (await self.whole()).message(message) is None:
             raise MessageNotFound(f"the chat has no message {message!r}")
 
     async def state_at(self, seq: Seq) -> ChatState:
-        """The state as it was at `seq`: costs the history up to there."""
-        return fold([entry async for entry in self.log(limit=seq - self.space.head.first_seq + 1)])
+        """The state as it was at `seq`: costs the history up to there, from the last snapshot before it on.
+
+        Raises Truncated where it was compacted away.
+        """
+        self._touched(self)
+        return await self.space.state_at(seq)
 
     async def text_at(self, base: Seq | ChatState | None) -> bytes | None:
-        """The text as it was at `base`; None where it is the present one."""
+        """The text as it was at `base`; None where it is the present one (or nobody can tell any more)."""
         with self.hold():
-            if base is None or await self._is_present(base, (await self.load()).seq):
+            present = (await self.load()).seq
+            if base is None or await saving.is_present(self, base, present) or await saving.is_dropped(self, base):
                 return None
             return history.render(base if isinstance(base, ChatState) else await self.state_at(base))
-
-    async def _text_moved(self, since: Seq, until: Seq) -> bool:
-        async for entry in self.log(since, until - since):
-            if isinstance(ev.parse(entry.data), _TEXT_EVENTS):
-                return True
-        return False
 
     async def change(self, actor: str, *, title: str | None = None, labels: Sequence[str] | None = None) -> Seq:
         """Set title or labels, where they differ. Raises InvalidInput."""
@@ -401,35 +350,9 @@ class Chat:
         return await self.append_events([ev.AttachmentChanged(name, mode, mtime_ns)], actor)
 
 
-class Replay:
-    """Ids that can be handed out twice in the same order: the same diff, made again, then names the same messages."""
-
-    def __init__(self) -> None:
-        self._ids: list[str] = []
-        self._next = 0
-
-    def new(self) -> str:
-        """A new id, remembered."""
-        self._ids.append(uuid7())
-        return self._ids[-1]
-
-    def again(self) -> str:
-        """The remembered ids, from the first; new ones after the last."""
-        self._next += 1
-        return self._ids[self._next - 1] if self._next <= len(self._ids) else uuid7()
-
-
 def _int64(value: int | None) -> int | None:
     """`value`, within what a log keeps of a time in nanoseconds: the years 1677 to 2262."""
     return None if value is None else min(max(value, -_INT64_MAX), _INT64_MAX)
-
-
-def fold_on(state: ChatState | None, events: Sequence[ev.Event]) -> ChatState | None:
-    """`state`, moved on (in place) by events that aren't in any log."""
-    for event in events if state is not None else ():
-        assert state is not None
-        state.apply(Entry(Seq(state.seq + 1), state.ts, "", event.encode(), 0))
-    return state
 
 
 def _entry(value: dict[str, Any], actor: str) -> NewEntry:

@@ -9,6 +9,9 @@ and an item may override its own, so that any file whatever can be said in these
 * the default lead is the tail of the item before, lengthened until it ends in a blank line: a message that is appended
   only ever adds bytes.
 
+A document that was loaded from a snapshot may have a `Gap` in place of its older messages, until `complete` puts them
+there. To its neighbours a gap is like the messages that it stands for, so that most changes don't need these.
+
 Knows neither events nor JSON. Changes in place; one task at a time.
 """
 
@@ -16,7 +19,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from itertools import pairwise
+from typing import Final, Protocol
+
+from store.errors import CorruptSnapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +86,43 @@ class Item:
         self.next = self
 
 
+class Older(Protocol):
+    """What a Gap stands for. Methods raise CorruptSnapshot where it can't be read."""
+
+    def may_have(self, id_: str) -> bool:
+        """False: no message of it has that id."""
+        ...
+
+    def load(self) -> list[Item]:
+        """The messages in order, at least one."""
+        ...
+
+    def text(self, offset: int) -> Iterator[bytes]:
+        """Its part of the rendered text, in pieces, from that byte of it on."""
+        ...
+
+
+class Gap(Item):
+    """A stand-in for messages that aren't loaded: no first or last line of it can be looked at.
+
+    `size` is that of what it renders, from the first shown text to the end of the last one; `lead` is the first one's,
+    `tail` the last one's. It is hidden if all of them are.
+    """
+
+    __slots__ = ("older", "size")
+
+    def __init__(self, older: Older, size: int, lead: bytes | None, tail: bytes | None, *, hidden: bool) -> None:
+        super().__init__(_GAP, "", 0, 0, b"", lead=lead, tail=tail, hidden=hidden)
+        self.older = older
+        self.size = size
+
+
+_PARTED: Final = 2
+"""Bytes between the texts of two ordinary messages; the tail stays as long as it was."""
+_GAP: Final = "\x00older"
+"""No message has this id: it isn't printable."""
+
+
 def tail_of(item: Item) -> bytes:
     """What follows its text if it is the last one."""
     if item.tail is not None:
@@ -113,21 +156,28 @@ def _joint(before: Item, behind: Item | None) -> bytes:
 class Document:
     """The items, and `size`, the bytes of the rendered text; `shown` counts the messages in it."""
 
-    __slots__ = ("_by_id", "_last", "head", "shown", "size")
+    __slots__ = ("_by_id", "_gap", "_last", "_restored", "head", "shown", "size")
 
     def __init__(self) -> None:
         self.head = Item("", "", 0, 0, b"")
         self._last = self.head
         self._by_id: dict[str, Item] = {"": self.head}
+        self._gap: Gap | None = None
+        self._restored: tuple[bytes | bytearray, bytes | None] = b"", None
         self.size = 0
         self.shown = 0
 
     def get(self, id_: str) -> Item | None:
         """The message of that id, or the preamble for ""."""
-        return self._by_id.get(id_)
+        found = self._by_id.get(id_)
+        if found is None and self._gap is not None and self._gap.older.may_have(id_):
+            self.complete()
+            found = self._by_id.get(id_)
+        return found
 
     def messages(self) -> Iterator[Item]:
         """All messages in order, hidden ones too."""
+        self.complete()
         item = self.head.next
         while item is not self.head:
             yield item
@@ -143,32 +193,131 @@ class Document:
     @property
     def end(self) -> Item:
         """The last item, hidden or not."""
+        if self.head.prev is self._gap:
+            self.complete()
         return self.head.prev
 
     @property
     def last(self) -> Item:
         """The last item that is shown."""
+        if self._last is self._gap:
+            self.complete()
         return self._last
 
-    def pieces(self) -> Iterator[bytes]:
-        """The rendered text. A change while it runs spoils it."""
-        before = self.head
-        yield bytes(before.text)
-        for item in self.messages():
+    def pieces(self, offset: int = 0) -> Iterator[bytes]:
+        """The rendered text, from that byte on. A change while it runs spoils it."""
+        before = item = self.head
+        while True:
             if not item.hidden:
-                yield lead_of(item, before)
-                yield bytes(item.text)
+                if item is not self.head:
+                    lead = lead_of(item, before)
+                    if offset < len(lead):
+                        yield lead[offset:] if offset else lead
+                    offset = max(0, offset - len(lead))
+                if isinstance(item, Gap):
+                    if offset < item.size:
+                        yield from item.older.text(offset)
+                    offset = max(0, offset - item.size)
+                else:
+                    text = item.text
+                    if offset < len(text):
+                        yield bytes(text[offset:] if offset else text)
+                    offset = max(0, offset - len(text))
                 before = item
-        yield tail_of(before)
+            item = item.next
+            if item is self.head:
+                break
+        tail = tail_of(before)
+        if offset < len(tail):
+            yield tail[offset:]
+
+    # ---- what isn't loaded
+
+    @property
+    def gap(self) -> Gap | None:
+        """What stands for messages that aren't loaded."""
+        return self._gap
+
+    @property
+    def same_prefix(self) -> int:
+        """With how many bytes the rendered text still begins as it did when the gap was put there."""
+        gap, head = self._gap, self.head
+        text, tail = self._restored
+        if gap is None or gap.hidden or head.next is not gap or head.text is not text or head.tail != tail:
+            return 0
+        return len(text) + len(lead_of(gap, head)) + gap.size
+
+    def restore(self, gap: Gap | None, items: list[Item], size: int, shown: int) -> None:
+        """Put messages behind a preamble, as they were in a document of that `size`."""
+        for item in [*items] if gap is None else [gap, *items]:
+            self._hang(item)
+            self._by_id[item.id] = item
+        if gap is not None:
+            del self._by_id[gap.id]
+        self._gap, self.size, self.shown = gap, size, shown
+        self._restored = self.head.text, self.head.tail
+
+    def _hang(self, item: Item) -> None:
+        item.prev, item.next = self.head.prev, self.head
+        item.prev.next = self.head.prev = item
+        if not item.hidden:
+            self._last = item
+
+    def complete(self) -> None:
+        """Load what isn't. Raises CorruptSnapshot; then the document is as it was."""
+        gap = self._gap
+        if gap is None:
+            return
+        items = gap.older.load()
+        fresh = {item.id: item for item in items}
+        if self._gap is not gap:
+            return  # a reader in another thread did it
+        if not fresh.keys().isdisjoint(self._by_id):
+            raise CorruptSnapshot("a snapshot has one message twice")
+        for before, item in pairwise(items):
+            before.next, item.prev = item, before
+        first, last = items[0], items[-1]
+        first.prev, last.next = gap.prev, gap.next
+        gap.prev.next, gap.next.prev = first, last
+        self._by_id.update(fresh)
+        if self._last is gap:
+            while last.hidden:
+                last = last.prev
+            self._last = last
+        self._gap = None
 
     # ---- changes
 
-    def insert(self, item: Item, after: Item) -> Effect:
-        """Put a new item behind `after`."""
+    def insert(self, item: Item, after: Item | None = None) -> Effect:
+        """Put a new item behind `after` (None: at the end)."""
         self._by_id[item.id] = item
+        if after is None:
+            after = self.head.prev
         if after.next is self.head and not item.hidden:
             return self._append(item)
         return self._link(item, after)
+
+    def add(self, id_: str, role: str, ts: int, seq: int, text: bytes) -> None:
+        """`insert` of an ordinary message at the end, for those who don't ask what it did."""
+        head, before = self.head, self._last
+        item = self._by_id[id_] = Item(id_, role, ts, seq, text)
+        end = head.prev
+        item.prev, item.next = end, head
+        end.next = head.prev = self._last = item
+        self.shown += 1
+        if before.tail is None and before.id:
+            self.size += len(text) + _PARTED
+        else:
+            self.size += len(default_lead(before)) + len(text) + len(tail_of(item)) - len(tail_of(before))
+
+    def grow(self, item: Item, addition: bytes) -> None:
+        """`extend` of a message, for those who don't ask what it did."""
+        text = item.text
+        if not isinstance(text, bytearray):
+            text = item.text = bytearray(text)
+        text += addition
+        if not item.hidden:
+            self.size += len(addition)
 
     def remove(self, item: Item) -> Effect:
         """Take a message out."""

@@ -9,16 +9,20 @@ Instances may be used by many tasks at once; one space may be opened by many pro
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, NewType, Protocol
 
+from store.errors import StoreError
 from store.model import BlobRef, Digest, Entry, Epoch, Head, Millis, NewEntry, Seq, SpaceId
 
 Clock = Callable[[], Millis]
 """Milliseconds since the epoch; tests hand in their own."""
+Progress = Callable[[int, int], None]
+"""Told (done, total) while long work goes on; (0, 0) while it has to wait for another process."""
 
 Etag = NewType("Etag", str)
 ABSENT = Etag("")
@@ -53,7 +57,7 @@ class AppendLog(Protocol):
 
         Raises SeqConflict where `expected_seq` isn't the last seq, StaleEpoch where `epoch` is lower than one that has
         been granted (checked atomically with the append), StoreFull or StoreFailed where the backend fails: then the
-        log is as it was, and the next append works, unless the failure couldn't be undone.
+        log is as it was, and the next append works, unless the failure couldn't be undone (see `failure`).
         """
         ...
 
@@ -63,6 +67,10 @@ class AppendLog(Protocol):
         Raises Truncated where entries after `since` have been truncated away (never with since=0, which means from
         the oldest that is there), and CorruptLog where the damage stands.
         """
+        ...
+
+    def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[list[Entry], None]:
+        """The same, oldest first, as many at once as come at once: for who takes them all."""
         ...
 
     def subscribe(self, since: Seq | None = None) -> AbstractAsyncContextManager[AsyncIterator[Entry]]:
@@ -82,6 +90,25 @@ class AppendLog(Protocol):
 
     async def sync(self) -> None:
         """Return when all that was appended before the call survives a power cut. Concurrent calls share the work."""
+        ...
+
+    @property
+    def failure(self) -> StoreError | None:
+        """Why appends and syncs are refused (and what they raise), since one of them failed; None: they aren't."""
+        ...
+
+    async def recover(self) -> None:
+        """Accept appends again: look at the log anew, and write once more what may not be on stable storage.
+
+        Nothing to do without a `failure`; raises what is in the way where it stays. CorruptLog: entries were lost.
+        """
+        ...
+
+    @property
+    def text_id(self) -> int:
+        """Names the text before the head: it stays while entries are added, and changes where any byte of it did (by a
+        truncation, a repair).
+        """
         ...
 
     def read_text(self, offset: int, size: int) -> bytes:
@@ -277,10 +304,26 @@ class Lease(Protocol):
         ...
 
 
+class Access(Enum):
+    """What opening a store may do to it. Where it can't be done, ReadOnly or StoreNotFound is raised."""
+
+    READ = "read"
+    """Nothing: it is opened read-only."""
+    LOOK = "look"
+    """What costs nobody anything, for who only wants to see something: as WRITE where the store has the present format
+    and can be written, else as READ."""
+    WRITE = "write"
+    """It is written; one of an older format is migrated first."""
+    MAKE = "make"
+    """As WRITE, and made where there is none."""
+
+
 class Driver(Protocol):
     """One backend, opened."""
 
     url: str
+    read_only: bool
+    """Whether it was opened so that nothing in it is changed: what would, raises ReadOnly."""
     kv: JsonKv
     blobs: BlobStore
     leases: Lease

@@ -1,7 +1,11 @@
 """The seam between the store and the disk: every system call that changes a file goes through here, with a label.
 
 The label says what the call is for (`log.append`, `kv.put` …); tests replace `system` by one that fails or writes short
-for a label. Reading doesn't pass here, and nothing here decides what is to be written.
+for a label, or that records what a power cut could undo. Reading doesn't pass here, and nothing here decides what is to
+be written.
+
+A failed fsync is never done again and believed: Linux drops the pages' dirty flag all the same, so the next one finds
+nothing to write and succeeds. What it was for is written again (https://wiki.postgresql.org/wiki/Fsync_Errors).
 
 Concurrency: no state; may be called from any thread.
 """
@@ -34,8 +38,11 @@ class System:
     """The system calls themselves. `label` is for whoever stands in for this class."""
 
     def open(self, label: str, path: str | Path, flags: int) -> int:
-        """Close-on-exec; a file that this makes is readable and writable by its owner alone."""
-        return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+        """Close-on-exec; a file that this makes has mode 0600 whatever the umask."""
+        fd = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
+        if flags & os.O_EXCL:
+            os.fchmod(fd, FILE_MODE)
+        return fd
 
     def write(self, label: str, fd: int, data: bytes | memoryview) -> int:
         """May write less than all."""
@@ -71,17 +78,26 @@ class System:
         """Raises FileExistsError; follows no symbolic link."""
         os.link(source, target, follow_symlinks=False)
 
-    def unlink(self, label: str, path: str | Path) -> None:
+    def unlink(self, label: str, path: str | bytes | Path) -> None:
         """Remove a file."""
         os.unlink(path)
 
     def mkdir(self, label: str, path: str | Path) -> None:
-        """Make a directory, mode 0700."""
+        """Make a directory, mode 0700 whatever the umask."""
         os.mkdir(path, DIRECTORY_MODE)
+        os.chmod(path, DIRECTORY_MODE)
 
     def rmdir(self, label: str, path: str | Path) -> None:
         """Remove an empty directory."""
         os.rmdir(path)
+
+    def symlink(self, label: str, target: str | bytes, path: str | bytes | Path) -> None:
+        """A symbolic link at `path`. Raises FileExistsError."""
+        os.symlink(target, path)
+
+    def utime(self, label: str, path: str | Path) -> None:
+        """Make a file's times the present one."""
+        os.utime(path)
 
 
 system = System()
@@ -108,9 +124,7 @@ def failing(what: str) -> Iterator[None]:
 
 def create(label: str, path: str | Path, flags: int = os.O_WRONLY) -> int:
     """Open a new file with mode 0600 whatever the umask; raises FileExistsError."""
-    fd = system.open(label, path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
-    os.fchmod(fd, FILE_MODE)
-    return fd
+    return system.open(label, path, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
 
 
 def write_all(label: str, fd: int, data: bytes) -> None:
@@ -148,6 +162,35 @@ def fsync_dir(label: str, path: str | Path) -> None:
         os.close(fd)
 
 
+def sync_names_again(label: str, path: str | Path) -> None:
+    """Make the names in a directory durable after an fsync of it has failed, or may have.
+
+    Another fsync alone would find nothing to write. So something is changed first.
+    """
+    beside = os.path.join(path, f".sync.{secrets.token_hex(8)}.tmp")
+    os.close(create(label, beside))
+    system.unlink(label, beside)
+    fsync_dir(label, path)
+
+
+def discard(label: str, path: str | Path) -> None:
+    """Remove a file that doesn't count, if that is possible."""
+    with contextlib.suppress(OSError):
+        system.unlink(label, path)
+
+
+def remove_tree(label: str, path: str | Path) -> None:
+    """Remove a directory with all that is in it, following no symbolic link."""
+    with os.scandir(path) as found:
+        entries = list(found)
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            remove_tree(label, entry.path)
+        else:
+            system.unlink(label, entry.path)
+    system.rmdir(label, path)
+
+
 def make_dirs(label: str, path: Path, root: Path) -> list[Path]:
     """Make `path` and what is missing above it, below `root`, mode 0700; return the directories that got a new name.
 
@@ -163,7 +206,6 @@ def make_dirs(label: str, path: Path, root: Path) -> list[Path]:
             system.mkdir(label, directory)
         except FileExistsError:
             continue
-        directory.chmod(DIRECTORY_MODE)
         changed.append(directory.parent)
     return changed
 
@@ -176,8 +218,7 @@ def write_new(label: str, path: Path, data: bytes, *, durable: bool = True) -> N
         if durable:
             system.fsync(label, fd)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
+        discard(label, path)
         raise
     finally:
         os.close(fd)
@@ -195,8 +236,7 @@ def atomic_replace(label: str, path: Path, data: bytes, *, durable: bool = True)
     try:
         system.rename(label, beside, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(beside)
+        discard(label, beside)
         raise
     if durable:
         fsync_dir(label, path.parent)

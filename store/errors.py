@@ -11,6 +11,7 @@ No errno here: `fusefs.errno_map` translates, in one table. Messages are one lin
     │   ├── AttachmentNotFound
     │   ├── MessageNotFound
     │   ├── SpaceNotFound
+    │   ├── StoreNotFound
     │   └── BlobNotFound
     ├── InvalidInput
     │   ├── InvalidName
@@ -32,7 +33,8 @@ No errno here: `fusefs.errno_map` translates, in one table. Messages are one lin
     │   └── NotHolder
     ├── Damage
     │   ├── CorruptLog
-    │   └── CorruptBlob
+    │   ├── CorruptBlob
+    │   └── CorruptSnapshot
     ├── Truncated
     └── BackendError
         ├── StoreFull
@@ -70,6 +72,10 @@ class MessageNotFound(NotFound):
 
 class SpaceNotFound(NotFound):
     """The driver has no log for this space."""
+
+
+class StoreNotFound(NotFound):
+    """Nothing is where the store was named."""
 
 
 class BlobNotFound(NotFound):
@@ -187,6 +193,10 @@ class CorruptLog(Damage):
 
 class CorruptBlob(Damage):
     """A blob's bytes don't hash to its digest."""
+
+
+class CorruptSnapshot(Damage):
+    """A snapshot isn't what was dumped. Whoever meets it folds the log instead; what it was met in is to be dropped."""
 
 
 class Truncated(StoreError):

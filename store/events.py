@@ -4,13 +4,16 @@ A known type is a frozen dataclass; `parse` gives it, or an `Unknown` for everyt
 in the log verbatim and which folds skip. A known type whose fields have the wrong shape is an Unknown, too.
 
 Optional fields that are None aren't written. Every event may carry further keys: they stay in the log.
+
+Some events have no class, since they change no state: `log.compacted` {"through", "state", "size"} (what came before is
+a blob now), `log.repaired` and `log.lost` (`chatfs fsck` found damage), `import.record` and `import.unparsed`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeGuard
 
 import orjson
 
@@ -243,12 +246,25 @@ class ChatRestored(Event):
     since: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ChatDeleted(Event):
+    """A chat in trash/ is gone for good: its log is about to be deleted, or was."""
+
+    TYPE: ClassVar[str] = "chat.deleted"
+    chat: str
+
+
 def _text(value: object) -> bool:
     return isinstance(value, str)
 
 
-def _id(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 256 and value.isprintable()
+ID_MAX: Final = 256
+"""Characters of an id."""
+
+
+def is_id(value: object) -> TypeGuard[str]:
+    """Whether `value` is one to 256 printable characters."""
+    return isinstance(value, str) and 0 < len(value) <= ID_MAX and value.isprintable()
 
 
 def _whole(value: object) -> bool:
@@ -274,7 +290,7 @@ def check_metadata(title: object, labels: object, quota_bytes: object = None) ->
         raise InvalidInput("quota_bytes must be a number of bytes, 0 for none")
 
 
-def is_role(value: object) -> bool:
+def is_role(value: object) -> TypeGuard[str]:
     """Whether `value` can stand in a heading: one to 64 printable characters, trimmed, without the middle dot."""
     return (
         isinstance(value, str)
@@ -286,8 +302,8 @@ def is_role(value: object) -> bool:
 
 
 _SHAPES: Final[dict[str, Callable[[object], bool]]] = {
-    "id": _id,
-    "chat": _id,
+    "id": is_id,
+    "chat": is_id,
     "role": is_role,
     "content": lambda value: isinstance(value, str | list),
     "name": lambda value: isinstance(value, str) and value != "",
@@ -334,8 +350,13 @@ WORKSPACE_EVENTS: Final[tuple[type[Event], ...]] = (
     ChatUnarchived,
     ChatTrashed,
     ChatRestored,
+    ChatDeleted,
 )
 _TYPES: Final[dict[str, type[Event]]] = {kind.TYPE: kind for kind in CHAT_EVENTS + WORKSPACE_EVENTS}
+APPENDED: Final = (MessageAppended.TYPE, "message")
+"""Both are a MessageAppended."""
+KNOWN: Final = frozenset(_TYPES) | frozenset(APPENDED)
+"""The types that have a class."""
 _FIELDS: Final = {
     kind: [(field.name, _SHAPES[field.name], field.default is not None) for field in fields(kind)]
     for kind in _TYPES.values()
@@ -352,7 +373,7 @@ def interpret(value: Any) -> Event | Unknown:
     if type(value) is not dict:
         return Unknown(value)
     name = value.get("type")
-    kind = MessageAppended if name == "message" else _TYPES.get(name) if isinstance(name, str) else None
+    kind = MessageAppended if name in APPENDED else _TYPES.get(name) if isinstance(name, str) else None
     if kind is None:
         return Unknown(value)
     found: dict[str, Any] = {}

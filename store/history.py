@@ -39,9 +39,4 @@ def render(state: ChatState) -> bytes:
 
 def render_pieces(state: ChatState, offset: int = 0) -> Iterator[bytes]:
     """The same in pieces, from that byte on. A change of the state while it runs spoils it."""
-    for piece in state.document.pieces():
-        if offset >= len(piece):
-            offset -= len(piece)
-        else:
-            yield piece[offset:]
-            offset = 0
+    return state.document.pieces(offset)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ import trio
 from store import events as ev
 from store.chat import Chat
 from store.errors import NameTaken, SeqConflict
+from store.import_keys import base_keys, key_of
 from store.importers.imported import ImportedAttachment, ImportedChat, ImportedRecord
 from store.importers.payloads import sealed
 from store.model import NAME_MAX, ChatId, Millis, NewEntry, Origin, Seq, WorkspaceId, uuid7
@@ -37,7 +37,6 @@ BATCH_RECORDS: Final = 500
 BATCH_BYTES: Final = 8 * 1024 * 1024
 """A batch ends with the record that reaches either limit."""
 
-_KEY: Final = re.compile(rb'\{"import_key":("(?:[^"\\]|\\.)*")')
 _OWN_PART: Final = 14
 """Where in a UUID's text its 48 bits of time have ended."""
 
@@ -173,11 +172,14 @@ class _Target:
     async def catch_up(self) -> None:
         """Learn the keys that others, or earlier imports, have stored."""
         head = await self._chat.head()
+        if self._seq < head.first_seq:
+            self._known |= await base_keys(self._chat)
+            self._seq = Seq(0)
         async for entry in self._chat.log(self._seq):
             self._seq = entry.seq
-            key = _KEY.match(entry.data)
+            key = key_of(entry.data)
             if key is not None:
-                self._known.add(orjson.loads(key[1]))
+                self._known.add(key)
         self._seq = max(self._seq, head.seq)
 
     async def add(self, records: Sequence[ImportedRecord]) -> int:

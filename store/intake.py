@@ -17,6 +17,8 @@ from store import events as ev
 from store.errors import InvalidEvent, LineTooLong
 from store.model import LINE_MAX, TS_MAX, Millis, NewEntry, Origin
 
+DEPTH_MAX: Final = 1023
+"""orjson reads 1024 levels, and the entry is one."""
 _ENVELOPE: Final = frozenset({"seq", "ts", "actor", "origin", "more", "data", "crc"})
 
 
@@ -31,11 +33,26 @@ def accept(line: bytes, actor: str, new_id: Callable[[], str], *, number: int = 
     if b"\n" in raw:
         raise InvalidEvent(f"line {number} is more than one line: give one JSON value per line", line=number)
     value = _loads(raw, number)
-    if type(value) is dict:
-        if _is_envelope(value):
-            return _from_envelope(raw, value, actor, new_id, number)
-        return NewEntry(_with_identity(raw, value, new_id), actor)
-    return NewEntry(raw, actor)
+    if type(value) is not dict:
+        new = NewEntry(raw, actor)
+    elif _is_envelope(value):
+        new = _from_envelope(raw, value, actor, new_id, number)
+    else:
+        new = NewEntry(_with_identity(raw, value, new_id), actor)
+    if not fits(new.data):
+        raise InvalidEvent(f"line {number} is nested too deep: at most {DEPTH_MAX} levels are allowed", line=number)
+    return new
+
+
+def fits(data: bytes) -> bool:
+    """Whether a JSON value isn't nested too deep to stand in a log's line, and for that to be read as JSON again."""
+    if data.count(b"[") + data.count(b"{") <= DEPTH_MAX:
+        return True
+    try:
+        orjson.loads(b"[%b]" % data)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _loads(raw: bytes, number: int) -> Any:
@@ -44,6 +61,14 @@ def _loads(raw: bytes, number: int) -> Any:
     except orjson.JSONDecodeError as error:
         reason = str(error).split(":", 1)[0]
         raise InvalidEvent(f"line {number} is not JSON ({reason}): give one JSON value per line", line=number) from None
+
+
+def _is_value(data: bytes) -> bool:
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return True
 
 
 def _is_envelope(value: dict[str, Any]) -> bool:
@@ -62,7 +87,8 @@ def _is_time(value: object) -> bool:
 
 def _from_envelope(raw: bytes, value: dict[str, Any], actor: str, new_id: Callable[[], str], number: int) -> NewEntry:
     entry = codec.parse(raw)
-    if entry is not None:
+    # Of a key that stands there twice JSON takes the last, and the entry's form spans both.
+    if entry is not None and _is_value(entry.data):
         data = entry.data
     else:
         try:

@@ -20,26 +20,33 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import trio
 
 from store import events as ev
 from store import registry
 from store.chat import Chat
-from store.driver import ABSENT, Clock, Document, Driver, EtagConflict
+from store.driver import ABSENT, Access, Clock, Document, Driver, EtagConflict, Progress
 from store.errors import NameTaken, StoreError, WorkspaceNotFound
 from store.model import ChatId, NewEntry, SpaceId, WorkspaceId, clock_ms, directory_name, is_uuid, uuid7
 from store.space import Change, Moved
 from store.workspace import Hooks, Workspace
 from store.workspace_state import WorkspaceState
 
+if TYPE_CHECKING:
+    from store.index import Hit, Index, Search
+
 log = logging.getLogger("chatfs")
 
 CHATS_IN_MEMORY: Final = 64
 """How many chats may stay open without being in use."""
+CHATS_AT_MOST: Final = 2 * CHATS_IN_MEMORY
+"""How many before the next one waits until some have been dropped. Each has a handful of files open."""
 TEXT_IN_MEMORY: Final = 96 * 1024 * 1024
 """How many bytes of rendered text the folds of unused chats may stand for."""
+MOVES_BETWEEN_LOOKS: Final = 64
+"""After how many moves of logs it is looked whether a snapshot is due."""
 
 
 def default_url() -> str:
@@ -70,8 +77,11 @@ class Store:
         self._recent: OrderedDict[Chat, None] = OrderedDict()
         self._unreadable: set[SpaceId] = set()
         self._uses = 0
+        self._moves = 0
         self._crowded = trio.Event()
-        self._hooks = Hooks(self._moved, self._touched)
+        self._grown = trio.Event()
+        self._index: Index | None = None
+        self._hooks = Hooks(self._moved, self._touched, self._opening)
 
     # ---- workspaces
 
@@ -161,9 +171,32 @@ class Store:
         state: WorkspaceState = await found.load()
         return found if state.id else None
 
+    # ---- searching
+
+    @property
+    def index(self) -> Index:
+        """The index; opened when it is first used."""
+        if self._index is None:
+            from store.index import Index  # noqa: PLC0415 - SQLite, which few commands need
+
+            self._index = Index(self.driver, self.workspaces)
+        return self._index
+
+    async def search(self, search: Search, progress: Progress | None = None) -> list[Hit]:
+        """The best hits first. What the index has missed is taken in before, which can take long the first time.
+
+        Raises InvalidInput.
+        """
+        return await self.index.search(search, progress)
+
     # ---- what happens by itself
 
     def _moved(self, space: SpaceId, effect: Change | None) -> None:
+        self._moves += 1
+        if self._moves % MOVES_BETWEEN_LOOKS == 0:
+            self._grown.set()
+        if self._index is not None:
+            self._index.moved(space)
         if self.on_moved is not None:
             self.on_moved(space, effect)
 
@@ -200,6 +233,11 @@ class Store:
                 log.exception("looking at %s failed", space)
             self._moved(space, None)
 
+    async def _opening(self) -> None:
+        """A chat is opened: who opens them faster than others can be dropped waits here."""
+        if len(self._recent) > CHATS_AT_MOST:
+            await self.trim()
+
     async def trim(self, *, keep: int = CHATS_IN_MEMORY, text: int = TEXT_IN_MEMORY) -> None:
         """Drop the least recently used chats that nobody holds; the last one used stays, however long it is."""
         size = sum(chat.space.state.size for chat in self._recent if chat.space.state is not None)
@@ -209,7 +247,7 @@ class Store:
             if not chat.space.idle:
                 continue
             size -= chat.space.state.size if chat.space.state is not None else 0
-            del self._recent[chat]
+            self._recent.pop(chat, None)  # another task may trim, too
             await chat.release()
 
     async def keep_small(self) -> None:
@@ -222,13 +260,35 @@ class Store:
             except Exception:
                 log.exception("dropping chats from memory failed")
 
+    async def keep_snapshots(self) -> None:
+        """Write the snapshots that are due while their spaces are in use, for ever."""
+        while True:
+            await self._grown.wait()
+            self._grown = trio.Event()
+            spaces = [chat.space for chat in self._recent] + [known.space for known in self._workspaces.values()]
+            for space in spaces:
+                if space.is_due():
+                    try:
+                        await space.keep_snapshot()
+                    except Exception:
+                        log.exception("no snapshot of %s was written", space.id)
+
     async def aclose(self) -> None:
-        """Release everything and close the driver."""
-        for chat in list(self._recent):
-            await chat.release()
-        for workspace in self._workspaces.values():
-            await workspace.space.release()
+        """Release everything and close the driver. Raises the first error of what couldn't be made durable."""
+        failed: StoreError | None = None
+        for release in (
+            *(chat.release for chat in self._recent),
+            *(workspace.space.release for workspace in self._workspaces.values()),
+        ):
+            try:
+                await release()
+            except StoreError as error:
+                failed = failed or error
+        if self._index is not None:
+            await self._index.aclose()
         await self.driver.aclose()
+        if failed is not None:
+            raise failed
 
 
 def _key(name: str) -> str:
@@ -236,14 +296,24 @@ def _key(name: str) -> str:
 
 
 @asynccontextmanager
-async def open_store(url: str | None = None, *, clock: Clock = clock_ms) -> AsyncIterator[Store]:
-    """Open the store at `url` (default: `default_url()`). Raises FormatError, BackendError."""
-    driver = await registry.open_driver(url or default_url(), clock=clock)
+async def open_store(
+    url: str | None = None,
+    *,
+    clock: Clock = clock_ms,
+    access: Access = Access.MAKE,
+    progress: Progress | None = None,
+) -> AsyncIterator[Store]:
+    """Open the store at `url` (default: `default_url()`); `access` and `progress` as `registry.open_driver` has them.
+
+    Raises StoreNotFound, FormatError, ReadOnly, BackendError.
+    """
+    driver = await registry.open_driver(url or default_url(), clock=clock, access=access, progress=progress)
     store = Store(driver)
     try:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(store.hear)
             nursery.start_soon(store.keep_small)
+            nursery.start_soon(store.keep_snapshots)
             try:
                 yield store
             finally:

@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Final, NewType
+from typing import Final, NamedTuple, NewType
 
 from store.errors import InvalidName, NameTooLong
 
@@ -124,9 +124,11 @@ class NewEntry:
     ts: Millis | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One line of a log, decoded. `more` is how many entries of its batch follow it."""
+class Entry(NamedTuple):
+    """One line of a log, decoded. `more` is how many entries of its batch follow it.
+
+    A tuple, since it takes a third of the time to make one: reading a log makes millions.
+    """
 
     seq: Seq
     ts: Millis

@@ -5,43 +5,62 @@ Concurrency: none of its own.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
-from store.driver import Clock, Driver
+from store.driver import Access, Clock, Driver, Progress
 from store.errors import InvalidInput
 from store.model import clock_ms
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
-async def open_driver(url: str, *, clock: Clock = clock_ms) -> Driver:
-    """Open the backend that `url` names, making the store where there is none.
+async def open_driver(
+    url: str, *, clock: Clock = clock_ms, access: Access = Access.MAKE, progress: Progress | None = None
+) -> Driver:
+    """Open the backend that `url` names.
 
-    `memory:` is private to the caller, `memory:name` is shared by all who open that name in this process;
-    `file:///path` or a plain path is a directory. Raises InvalidInput for another URL, FormatError, BackendError.
+    `memory:` is private to the caller, `memory:name` is shared by all who open that name in this process; they are made
+    by being named. `file:///path` or a plain path is a directory; a store of an older format is migrated, which
+    `progress` is told of. Raises InvalidInput for another URL, StoreNotFound, FormatError, ReadOnly, BackendError.
     """
+    path = directory_of(url)
+    if path is not None:
+        from store.drivers.file import open_file  # noqa: PLC0415 (only what is used is loaded)
+
+        return await open_file(path, url, clock=clock, access=access, progress=progress)
+    from store.drivers.memory import open_memory  # noqa: PLC0415 (as above)
+
+    return await open_memory(url.partition(":")[2], url, clock=clock)
+
+
+def directory_of(url: str) -> Path | None:
+    """The directory that a `file:` URL or a path names; None for a `memory:` store. Raises InvalidInput."""
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else "file"
     if scheme == "memory":
-        from store.drivers.memory import open_memory  # noqa: PLC0415 (only what is used is loaded)
-
-        return await open_memory(url.partition(":")[2], url, clock=clock)
-    if scheme == "file":
-        from store.drivers.file import open_file  # noqa: PLC0415 (as above)
-
-        return await open_file(_path(url if match else None, url), url, clock=clock)
-    raise InvalidInput(f"no driver for {url!r}: use file:///path, a path, or memory:")
-
-
-def _path(file_url: str | None, text: str) -> Path:
-    if file_url is not None:
-        parts = urlsplit(file_url)
-        if parts.netloc not in {"", "localhost"} or not parts.path:
-            raise InvalidInput(f"{text!r} names no path: use file:///path")
-        text = unquote(parts.path)
+        return None
+    if scheme != "file":
+        raise InvalidInput(f"no driver for {url!r}: use file:///path, a path, or memory:")
+    text = _path_in(url) if match else url
     if not text:
-        raise InvalidInput("an empty path names no store")
-    return Path(text).expanduser().absolute()
+        raise InvalidInput("an empty path names no store: use file:///path, or a path")
+    if "\0" in text:
+        raise InvalidInput(f"{url!r} names no path: it has a NUL character")
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise InvalidInput(f"{url!r} names no path: that user has no home directory") from None
+
+
+def _path_in(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise InvalidInput(f"{url!r} is no URL: use file:///path") from None
+    if parts.netloc not in {"", "localhost"} or not parts.path:
+        raise InvalidInput(f"{url!r} names no path: use file:///path")
+    return os.fsdecode(unquote_to_bytes(os.fsencode(parts.path)))

@@ -1,7 +1,11 @@
 """One space in use: its log, opened when needed, and the fold of it, kept up with the log.
 
-A Space is cheap while it is idle: `release` closes the log and drops the fold, and the next use brings both back. What
-must not vanish in between (a handle, a running operation) holds the space with `hold`.
+A Space is cheap while it is idle: `release` closes the log and drops the fold, and the next use brings both back: from
+the latest snapshot that fits the log (`store.origins`), and the entries behind it. What must not vanish in between (a
+handle, a running operation) holds the space with `hold`.
+
+A log that refuses appends, since a write or a sync failed, is recovered at the next append or sync. Damage in the
+middle of a log ends the fold there, and refuses appends, until the log is another (`chatfs fsck --repair`).
 
 Concurrency: one task at a time opens or catches up (`_lock`); after that everything is in memory. State may have moved
 on after any `await`.
@@ -11,21 +15,35 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import operator
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import trio
 
+from store.beginning import begin
 from store.driver import AppendLog, Driver
-from store.errors import CorruptLog
+from store.errors import CorruptLog, CorruptSnapshot, StoreError, Truncated
 from store.fold import Effect
 from store.model import EMPTY_HEAD, Entry, Head, NewEntry, Seq, SpaceId
+from store.snapshots import FileSource, Kind, Snapshots
 from store.workspace_state import Names
+
+logger = logging.getLogger("chatfs")
 
 Change = Effect | Names
 """What entries did to a chat's or a workspace's state."""
+
+SNAPSHOT_EVENTS: Final = 10_000
+SNAPSHOT_BYTES: Final = 4 * 1024 * 1024
+SNAPSHOT_SHARE: Final = 4
+"""A snapshot is due when the log has grown by so many events or bytes, and by a quarter of what it was before."""
+CLOSING_EVENTS: Final = 500
+CLOSING_BYTES: Final = 256 * 1024
+CLOSING_SHARE: Final = 50
+"""The same when the space is released: what would be replayed at the next use."""
 
 
 class Folded(Protocol):
@@ -35,6 +53,10 @@ class Folded(Protocol):
 
     def apply(self, entry: Entry) -> Change:
         """Take in the next entry."""
+        ...
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Take in the next ones, where nobody asks what they do."""
         ...
 
 
@@ -48,32 +70,54 @@ class Space(Generic[S]):
     """A space and, while it is in use, its log and fold."""
 
     __slots__ = (
+        "_damaged_head",
         "_driver",
+        "_exists",
         "_head",
+        "_kind",
         "_lock",
         "_log",
-        "_make",
         "_moved",
+        "_opening",
+        "_snapshot",
         "_users",
         "damage",
         "id",
+        "snapshots",
+        "source",
         "state",
         "unsynced",
     )
 
-    def __init__(self, driver: Driver, space: SpaceId, make: Callable[[], S], moved: Moved) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        space: SpaceId,
+        kind: Kind[S],
+        moved: Moved,
+        exists: Callable[[], bool] = lambda: True,
+        opening: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self.id = space
         self.state: S | None = None
         """The fold as of the last catch-up; None while nobody needs it."""
+        self.source: FileSource | None = None
+        """What the fold still reads from, where it began at a snapshot."""
         self.damage: CorruptLog | None = None
         """Set where the log's middle is damaged: the fold ends before it, and appends are refused."""
         self.unsynced = False
         """Whether something was appended here since the last `sync`."""
+        self.snapshots = Snapshots(kind, lambda: driver.local_dir(space), writable=not driver.read_only)
+        self._exists = exists
+        self._opening = opening
         self._driver = driver
-        self._make = make
+        self._kind = kind
         self._moved = moved
         self._log: AppendLog | None = None
         self._head = EMPTY_HEAD
+        self._damaged_head = EMPTY_HEAD
+        self._snapshot: tuple[int, int] | None = (0, 0)
+        """Of which seq the latest snapshot is, and how many bytes the log had; None: they can't be written."""
         self._users = 0
         self._lock = trio.Lock()
 
@@ -92,6 +136,11 @@ class Space(Generic[S]):
         """Where the log was when last looked at."""
         return self._head if self._log is None else self._log.head
 
+    @property
+    def text_id(self) -> int | None:
+        """See `AppendLog.text_id`; None while the log isn't open."""
+        return None if self._log is None else self._log.text_id
+
     @contextmanager
     def hold(self) -> Iterator[None]:
         """Keep the log and the fold in memory meanwhile."""
@@ -101,17 +150,22 @@ class Space(Generic[S]):
         finally:
             self._users -= 1
 
-    async def log(self) -> AppendLog:
-        """The log, open."""
+    async def log(self, *, make: bool = False) -> AppendLog:
+        """The log, open. `make`: of a space that is new.
+
+        Where the space exists and its log doesn't, a power cut has taken what nobody had made durable: it begins anew.
+        """
         if self._log is None:
             async with self._lock:
-                await self._open()
+                await self._open(make=make)
         assert self._log is not None
         return self._log
 
-    async def _open(self) -> None:
+    async def _open(self, *, make: bool = False) -> None:
         if self._log is None:
-            self._log = await self._driver.open_log(self.id, create=True)
+            if self._opening is not None:
+                await self._opening()
+            self._log = await self._driver.open_log(self.id, create=make or self._exists())
             self._head = self._log.head
 
     @asynccontextmanager
@@ -155,40 +209,151 @@ class Space(Generic[S]):
             log = self._log
             assert log is not None
             await log.refresh()
+            if self.damage is not None and log.head != self._damaged_head:
+                # Somebody has repaired it.
+                self._forget()
+                load = True
             before, fresh = self._head, self.state is None
             if fresh and load:
-                self.state = self._make()
-            state = self.state
-            if state is not None:
-                effect = await self._fold(log, state, collect=not fresh)
+                await self._begin(log)
+            if self.state is not None:
+                effect = await self._fold(log, collect=not fresh)
             self._head = log.head
             moved = before != self._head
         finally:
             self._lock.release()
         if moved:
             self._moved(self.id, None if fresh else effect)
-        return state  # type: ignore[return-value]
+        return self.state  # type: ignore[return-value]
 
-    async def _fold(self, log: AppendLog, state: S, *, collect: bool) -> Change | None:
-        if self.damage is not None or state.seq == log.head.seq:
+    async def _begin(self, opened: AppendLog) -> None:
+        begun = await begin(self._driver, opened, self._kind, self.snapshots)
+        self.source = begun.source
+        if begun.source is not None:
+            self._snapshot = begun.seq, begun.log_size
+        if begun.damage is not None:
+            await self._replay(opened, begun.state)
+            self._set_damage(begun.damage, opened)
+        self.state = begun.state
+
+    async def _fold(self, opened: AppendLog, *, collect: bool) -> Change | None:
+        """Take in what the log has that the state hasn't; what that did to it, where that is known."""
+        state = self.state
+        assert state is not None
+        if self.damage is not None or state.seq == opened.head.seq:
             return None
-        changes: list[Any] = []
         try:
-            async for entry in log.read(state.seq):
-                change = state.apply(entry)
-                if collect:
-                    changes.append(change)
+            if not collect:
+                await self._replay(opened, state)
+                return None
+            changes: list[Any] = [state.apply(entry) async for entry in opened.read(state.seq)]
         except CorruptLog as damage:
-            self.damage = damage
+            self._set_damage(damage, opened)
+            return None
+        except CorruptSnapshot as damage:
+            self._distrust(damage)
+            await self._begin(opened)
+            return await self._fold(opened, collect=False)
         total: Change | None = functools.reduce(operator.or_, changes) if changes else None
         return total
+
+    @staticmethod
+    async def _replay(opened: AppendLog, state: S) -> None:
+        async with contextlib.aclosing(opened.read_batches(state.seq)) as batches:
+            async for entries in batches:
+                state.replay(entries)
+
+    def _set_damage(self, damage: CorruptLog, opened: AppendLog) -> None:
+        self.damage = damage
+        self._damaged_head = opened.head
+        logger.error("%s is read-only: %s", self.id, damage)
+
+    def _distrust(self, damage: CorruptSnapshot) -> None:
+        """The state began at a snapshot that turned out to be damaged: forget both."""
+        logger.warning("%s: the chat is read from its log instead", damage)
+        if self._snapshot is not None:
+            self.snapshots.distrust(Seq(self._snapshot[0]))
+        self._forget()
+
+    def _forget(self) -> None:
+        if self.source is not None:
+            self.source.close()
+        self.state = self.source = self.damage = None
+        self._snapshot = (0, 0)
+
+    async def rebuild(self, damage: CorruptSnapshot) -> None:
+        """A part of the snapshot that the fold began at is damaged: drop it. The next `load` begins elsewhere."""
+        async with self._lock:
+            if self.source is not None:
+                self._distrust(damage)
+
+    async def state_at(self, seq: Seq) -> S:
+        """A state of its own, as it was at `seq`, whole: costs the history since the last snapshot before it.
+
+        Raises Truncated.
+        """
+        with self.hold():
+            opened = await self.log()
+            first = (await opened.refresh()).first_seq
+            if seq < first - 1:
+                raise Truncated(f"entries of {self.id} before {first} were compacted away", first_seq=first)
+            while True:
+                begun = await begin(self._driver, opened, self._kind, self.snapshots, until=seq)
+                state = begun.state
+                try:
+                    async for entry in opened.read(state.seq, max(0, seq - max(state.seq, first - 1))):
+                        state.apply(entry)
+                    self._kind.complete(state)
+                except CorruptSnapshot as damage:
+                    logger.warning("%s: the chat is read from its log instead", damage)
+                    self.snapshots.distrust(begun.seq)
+                    continue
+                finally:
+                    if begun.source is not None:
+                        begun.source.close()
+                return state
+
+    # ---- snapshots
+
+    def is_due(self, *, closing: bool = False) -> bool:
+        """Whether the log has grown so much that a snapshot pays."""
+        if self.state is None or self.damage is not None or self._snapshot is None or not self.snapshots.writable:
+            return False
+        seq, size = self._snapshot
+        events, grown = self.state.seq - seq, self.head.size - size
+        least, length, share = SNAPSHOT_EVENTS, SNAPSHOT_BYTES, SNAPSHOT_SHARE
+        if closing:
+            least, length, share = CLOSING_EVENTS, CLOSING_BYTES, CLOSING_SHARE
+        return events > 0 and (events >= max(least, seq // share) or grown >= max(length, size // share))
+
+    async def keep_snapshot(self) -> None:
+        """Write a snapshot of the present state. A disk that takes none does without."""
+        async with self.frozen():
+            await self._keep_snapshot()
+
+    async def _keep_snapshot(self) -> None:
+        state, head = self.state, self._head
+        if state is None or self.damage is not None or self._snapshot is None or state.seq != head.seq:
+            return
+        try:
+            await trio.to_thread.run_sync(self.snapshots.write, state, head.seq, head.crc, head.size)
+            self._snapshot = head.seq, head.size
+        except CorruptSnapshot as damage:
+            self._distrust(damage)
+        except (OSError, StoreError) as error:
+            logger.debug("no snapshot of %s: %s", self.id, error)
+            self._snapshot = None
 
     async def append(self, batch: Sequence[NewEntry], *, expected_seq: Seq | None = None) -> Seq:
         """Append one batch; a loaded fold has it when this returns. Errors as `AppendLog.append` has them."""
         with self.hold():
             log = await self.log()
             if self.damage is not None:
-                raise self.damage
+                await self.load()
+                if self.damage is not None:
+                    raise CorruptLog(str(self.damage), seq=self.damage.seq, offset=self.damage.offset)
+            if log.failure is not None:
+                await log.recover()
             last = await log.append(batch, expected_seq=expected_seq)
             self.unsynced = True
             if self.state is not None:
@@ -207,6 +372,8 @@ class Space(Generic[S]):
     async def _sync(self, log: AppendLog) -> None:
         self.unsynced = False
         try:
+            if log.failure is not None:
+                await log.recover()
             await log.sync()
         except BaseException:
             self.unsynced = True
@@ -232,8 +399,11 @@ class Space(Generic[S]):
         async with self._lock:
             if self._users == 0 and self._log is not None and self.unsynced:
                 await self._sync(self._log)
+            if self._users == 0 and self.is_due(closing=True):
+                await self._keep_snapshot()
             if self._users == 0 and self._log is not None:
-                log, self._log, self.state, self.damage = self._log, None, None, None
+                log, self._log = self._log, None
+                self._forget()
                 await log.aclose()
 
 

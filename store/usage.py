@@ -17,7 +17,10 @@ import orjson
 import trio
 
 from store import codec
-from store.driver import Driver
+from store.beginning import find_base, read_base
+from store.driver import AppendLog, Driver
+from store.errors import StoreError
+from store.kinds import CHAT
 from store.model import ChatId, Digest, SpaceId, WorkspaceId, chat_space, workspace_space
 
 FRESH_SECONDS: Final = 1.0
@@ -105,6 +108,7 @@ class Usage:
         found: dict[Digest, int] = {}
         log = await self._driver.open_log(space)
         try:
+            found.update(await compacted_blobs(self._driver, log))
             offset, rest, size = 0, b"", log.head.size
             while offset < size:
                 text = rest + log.read_text(offset, min(1 << 20, size - offset))
@@ -120,6 +124,25 @@ class Usage:
         finally:
             await log.aclose()
         return found
+
+
+async def compacted_blobs(driver: Driver, log: AppendLog) -> dict[Digest, int]:
+    """The blobs that stand for what a log's compaction dropped, by size: the state itself, and its attachments'."""
+    base = await find_base(log)
+    if base is None:
+        return {}
+    try:
+        found = {base.digest: (await driver.blobs.stat(base.digest)).size}
+        state, _ = await read_base(driver, CHAT, base)
+    except StoreError:
+        # It can't be read: fsck says so.
+        return {}
+    for attachment in (
+        *state.attachments.values(),
+        *(removed for _, removed in state.attachment_state.removed.values()),
+    ):
+        found[attachment.digest] = attachment.size
+    return found
 
 
 def _scratch(directory: Path) -> tuple[int, int]:

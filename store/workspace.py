@@ -8,7 +8,7 @@ Concurrency: as in `store.chat`: decisions are appended with `expected_seq` and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -16,6 +16,7 @@ from store import events as ev
 from store.chat import Chat
 from store.driver import Driver
 from store.errors import ChatBusy, ChatNotFound, NameTaken, NotEmpty, QuotaExceeded, SeqConflict
+from store.kinds import WORKSPACE
 from store.model import (
     ChatId,
     NewEntry,
@@ -33,10 +34,11 @@ from store.workspace_state import ChatRecord, Place, WorkspaceState
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a workspace and its chats tell the store: that a log moved, that a chat was used."""
+    """What a workspace and its chats tell the store: that a log moved, that a chat was used, that one is opened."""
 
     moved: Moved
     touched: Callable[[Chat], None]
+    opening: Callable[[], Awaitable[None]]
 
 
 Decision = Callable[[WorkspaceState], Sequence[ev.Event]]
@@ -50,7 +52,7 @@ class Workspace:
     def __init__(self, driver: Driver, workspace: WorkspaceId, hooks: Hooks) -> None:
         self.driver = driver
         self.id = workspace
-        self.space: Space[WorkspaceState] = Space(driver, workspace_space(workspace), WorkspaceState, hooks.moved)
+        self.space: Space[WorkspaceState] = Space(driver, workspace_space(workspace), WORKSPACE, hooks.moved)
         self._hooks = hooks
         self._chats: WeakValueDictionary[ChatId, Chat] = WeakValueDictionary()
         self._usage = Usage(driver, workspace)
@@ -73,7 +75,7 @@ class Workspace:
             raise ChatNotFound(f"workspace {self.state.name!r} has no chat {chat}")
         found = self._chats.get(chat)
         if found is None:
-            found = self._chats[chat] = Chat(self, chat, self._hooks.moved, self._hooks.touched)
+            found = self._chats[chat] = Chat(self, chat, self._hooks.moved, self._hooks.touched, self._hooks.opening)
         return found
 
     def known_chat(self, chat: ChatId) -> Chat | None:
@@ -106,8 +108,8 @@ class Workspace:
             return [ev.ChatCreated(new, name)]
 
         self._require_free(await self.load(), name)
-        made = Chat(self, new, self._hooks.moved, self._hooks.touched)
-        await made.space.log()
+        made = Chat(self, new, self._hooks.moved, self._hooks.touched, self._hooks.opening)
+        await made.space.log(make=True)
         await self._decide(decide, actor)
         self._chats[new] = made
         self._hooks.touched(made)

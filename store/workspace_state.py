@@ -7,9 +7,10 @@ taken) only move `seq`: the first one in the log wins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any, Final
 
 from store import events as ev
 from store.errors import InvalidName
@@ -55,17 +56,17 @@ class WorkspaceState:
 
     __slots__ = (
         "_moved",
-        "_names",
-        "_trash",
         "chats",
         "created",
         "id",
         "labels",
         "name",
+        "names",
         "places_changed",
         "quota_bytes",
         "seq",
         "title",
+        "trash",
         "trashed",
         "ts",
         "user",
@@ -85,18 +86,20 @@ class WorkspaceState:
         self.chats: dict[ChatId, ChatRecord] = {}
         self.places_changed: dict[Place, int] = dict.fromkeys(Place, 0)
         """When a place last gained or lost a name: nanoseconds, strictly increasing."""
-        self._names: dict[str, ChatId] = {}
-        self._trash: dict[str, ChatId] = {}
+        self.names: dict[str, ChatId] = {}
+        """The chats in chats/ and archive/, in the order in which they came there."""
+        self.trash: dict[str, ChatId] = {}
+        """The trashed ones, by the names under which they are shown."""
         self._moved: list[tuple[Place, str]] = []
 
     def find(self, name: str) -> ChatRecord | None:
         """The chat of that name in chats/ or archive/."""
-        found = self._names.get(name)
+        found = self.names.get(name)
         return None if found is None else self.chats[found]
 
     def find_in(self, place: Place, name: str) -> ChatRecord | None:
         """The chat that `place` shows under `name`."""
-        found = (self._trash if place is Place.TRASH else self._names).get(name)
+        found = (self.trash if place is Place.TRASH else self.names).get(name)
         if found is None:
             return None
         record = self.chats[found]
@@ -104,7 +107,7 @@ class WorkspaceState:
 
     def in_place(self, place: Place) -> Iterator[tuple[str, ChatRecord]]:
         """What `place` shows, in the order in which it came there."""
-        for name, chat in (self._trash if place is Place.TRASH else self._names).items():
+        for name, chat in (self.trash if place is Place.TRASH else self.names).items():
             record = self.chats[chat]
             if record.place is place:
                 yield name, record
@@ -113,47 +116,41 @@ class WorkspaceState:
         """The name under which its place shows it."""
         if record.place is not Place.TRASH:
             return record.name
-        return next(name for name, chat in self._trash.items() if chat == record.id)
+        if self.trash.get(record.name) == record.id:
+            return record.name
+        return next(name for name, chat in self.trash.items() if chat == record.id)
 
     def count(self, place: Place) -> int:
         """How many chats are there."""
         if place is Place.TRASH:
-            return len(self._trash)
-        return sum(self.chats[chat].place is place for chat in self._names.values())
+            return len(self.trash)
+        return sum(self.chats[chat].place is place for chat in self.names.values())
 
     def apply(self, entry: Entry) -> Names:
         """Take in the next entry."""
         self.seq = entry.seq
         self.ts = entry.ts
         self._moved = []
-        self._apply(ev.parse(entry.data), entry)
+        event = ev.parse(entry.data)
+        change = _CHANGES.get(type(event))
+        if change is not None:
+            change(self, event, entry)
         return Names(tuple(self._moved))
 
-    def _apply(self, event: ev.Event | ev.Unknown, entry: Entry) -> None:
-        match event:
-            case ev.WorkspaceCreated() if not self.id:
-                self.id, self.name, self.user = WorkspaceId(event.id), event.name, event.user or ""
-                self.created = entry.ts
-            case ev.WorkspaceChanged():
-                self._change(event)
-            case ev.WorkspaceTrashed():
-                self.trashed = True
-            case ev.ChatCreated():
-                self._create(event, entry)
-            case ev.ChatRenamed():
-                self._rename(event, entry)
-            case ev.ChatArchived():
-                self._move(event.chat, Place.CHATS, Place.ARCHIVE, entry)
-            case ev.ChatUnarchived():
-                self._move(event.chat, Place.ARCHIVE, Place.CHATS, entry)
-            case ev.ChatTrashed():
-                self._trash_chat(event, entry)
-            case ev.ChatRestored():
-                self._restore(event, entry)
-            case _:
-                pass
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """`apply` for each of them."""
+        for entry in entries:
+            self.apply(entry)
 
-    def _change(self, event: ev.WorkspaceChanged) -> None:
+    def _begin(self, event: ev.WorkspaceCreated, entry: Entry) -> None:
+        if not self.id:
+            self.id, self.name, self.user = WorkspaceId(event.id), event.name, event.user or ""
+            self.created = entry.ts
+
+    def _end(self, _event: ev.WorkspaceTrashed, _entry: Entry) -> None:
+        self.trashed = True
+
+    def _change(self, event: ev.WorkspaceChanged, _entry: Entry) -> None:
         if event.name is not None and _is_name(event.name):
             self.name = event.name
         if event.title is not None:
@@ -165,10 +162,10 @@ class WorkspaceState:
 
     def _create(self, event: ev.ChatCreated, entry: Entry) -> None:
         chat = ChatId(event.chat)
-        if chat in self.chats or event.name in self._names or not is_uuid(chat) or not _is_name(event.name):
+        if chat in self.chats or event.name in self.names or not is_uuid(chat) or not _is_name(event.name):
             return
         self.chats[chat] = ChatRecord(chat, event.name, Place.CHATS, entry.ts, entry.ts)
-        self._names[event.name] = chat
+        self.names[event.name] = chat
         self._touch(entry, Place.CHATS, event.name)
 
     def _rename(self, event: ev.ChatRenamed, entry: Entry) -> None:
@@ -178,12 +175,18 @@ class WorkspaceState:
         if record.place is Place.TRASH:
             self.chats[record.id] = replace(record, name=event.name)
             return
-        if event.name in self._names:
+        if event.name in self.names:
             return
-        del self._names[record.name]
-        self._names[event.name] = record.id
+        del self.names[record.name]
+        self.names[event.name] = record.id
         self.chats[record.id] = replace(record, name=event.name, changed=entry.ts)
         self._touch(entry, record.place, record.name, event.name)
+
+    def _archive(self, event: ev.ChatArchived, entry: Entry) -> None:
+        self._move(event.chat, Place.CHATS, Place.ARCHIVE, entry)
+
+    def _unarchive(self, event: ev.ChatUnarchived, entry: Entry) -> None:
+        self._move(event.chat, Place.ARCHIVE, Place.CHATS, entry)
 
     def _move(self, chat: str, source: Place, target: Place, entry: Entry) -> None:
         record = self.chats.get(ChatId(chat))
@@ -196,25 +199,34 @@ class WorkspaceState:
         record = self.chats.get(ChatId(event.chat))
         if record is None or record.place is Place.TRASH:
             return
-        del self._names[record.name]
+        del self.names[record.name]
         shown, number = record.name, 1
-        while shown in self._trash:
+        while shown in self.trash:
             number += 1
             shown = f"{record.name}~{number}"
-        self._trash[shown] = record.id
+        self.trash[shown] = record.id
         self.chats[record.id] = replace(record, place=Place.TRASH, changed=entry.ts, removed_since=event.since)
         self._touch(entry, record.place, record.name)
         self._touch(entry, Place.TRASH, shown)
 
     def _restore(self, event: ev.ChatRestored, entry: Entry) -> None:
         record = self.chats.get(ChatId(event.chat or ""))
-        if record is None or record.place is not Place.TRASH or record.name in self._names:
+        if record is None or record.place is not Place.TRASH or record.name in self.names:
             return
         shown = self.shown_name(record)
-        del self._trash[shown]
-        self._names[record.name] = record.id
+        del self.trash[shown]
+        self.names[record.name] = record.id
         self.chats[record.id] = replace(record, place=Place.CHATS, changed=entry.ts, removed_since=None)
         self._touch(entry, Place.CHATS, record.name)
+        self._touch(entry, Place.TRASH, shown)
+
+    def _delete(self, event: ev.ChatDeleted, entry: Entry) -> None:
+        record = self.chats.get(ChatId(event.chat))
+        if record is None or record.place is not Place.TRASH:
+            return
+        shown = self.shown_name(record)
+        del self.trash[shown]
+        del self.chats[record.id]
         self._touch(entry, Place.TRASH, shown)
 
     def _touch(self, entry: Entry, place: Place, *names: str) -> None:
@@ -228,3 +240,17 @@ def _is_name(name: str) -> bool:
     except InvalidName:
         return False
     return True
+
+
+_CHANGES: Final[dict[type, Callable[[WorkspaceState, Any, Entry], None]]] = {
+    ev.WorkspaceCreated: WorkspaceState._begin,  # noqa: SLF001 - the class's own table
+    ev.WorkspaceChanged: WorkspaceState._change,  # noqa: SLF001
+    ev.WorkspaceTrashed: WorkspaceState._end,  # noqa: SLF001
+    ev.ChatCreated: WorkspaceState._create,  # noqa: SLF001
+    ev.ChatRenamed: WorkspaceState._rename,  # noqa: SLF001
+    ev.ChatArchived: WorkspaceState._archive,  # noqa: SLF001
+    ev.ChatUnarchived: WorkspaceState._unarchive,  # noqa: SLF001
+    ev.ChatTrashed: WorkspaceState._trash_chat,  # noqa: SLF001
+    ev.ChatRestored: WorkspaceState._restore,  # noqa: SLF001
+    ev.ChatDeleted: WorkspaceState._delete,  # noqa: SLF001
+}

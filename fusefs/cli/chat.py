@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
     add_json(parser)
 
     parser = add_command(
-        group, "ls", in_store(_ls), "list a workspace's chats", details="Those in the trash only if asked."
+        group, "ls", in_store(_ls, looks=True), "list a workspace's chats", details="Those in the trash only if asked."
     )
     parser.add_argument("workspace", metavar="WORKSPACE", type=workspace_name)
     which = parser.add_mutually_exclusive_group()
@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("-l", "--long", action="store_true", help="open each: title, messages, last update")
     add_json(parser)
 
-    parser = _on_chat(group, "show", _show, "show a chat's metadata")
+    parser = _on_chat(group, "show", _show, "show a chat's metadata", looks=True)
     add_json(parser)
 
     parser = _on_chat(group, "rename", _rename, "give a chat another name in its workspace")
@@ -57,8 +57,15 @@ def add(commands: Commands) -> None:
     parser.add_argument("--name", metavar="NAME", help="under another name than it had")
 
 
-def _on_chat(group: Commands, name: str, run: Callable[[Store, Namespace], Awaitable[None]], summary: str) -> Parser:
-    parser = add_command(group, name, in_store(run), summary)
+def _on_chat(
+    group: Commands,
+    name: str,
+    run: Callable[[Store, Namespace], Awaitable[None]],
+    summary: str,
+    *,
+    looks: bool = False,
+) -> Parser:
+    parser = add_command(group, name, in_store(run, looks=looks), summary)
     parser.add_argument("chat", metavar="WORKSPACE/CHAT", type=chat_path)
     return parser
 
@@ -120,7 +127,7 @@ async def _show(store: Store, args: Namespace) -> None:
 
 
 async def _move(workspace: Workspace, record: ChatRecord, place: Place, name: str | None = None) -> None:
-    await workspace.move_chat(record.id, place, name or record.name, actor())
+    await workspace.move_chat(record.id, place, record.name if name is None else name, actor())
     await workspace.space.sync()
 
 

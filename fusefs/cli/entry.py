@@ -6,6 +6,7 @@ has had enough: that is no error.
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -14,7 +15,7 @@ from argparse import Action, Namespace
 from collections.abc import Sequence
 from typing import Final
 
-from fusefs.cli import chat, importing, log, mounting, status, workspace
+from fusefs.cli import chat, checking, collecting, compacting, importing, log, mounting, searching, status, workspace
 from fusefs.cli.errors import UsageError
 from fusefs.cli.output import complain
 from fusefs.cli.parser import Parser, add_global
@@ -41,13 +42,16 @@ def build() -> Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     add_global(parser, top=True)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for topic in (mounting, workspace, chat, log, importing, status):
+    for topic in (mounting, workspace, chat, log, importing, compacting, searching, checking, collecting, status):
         topic.add(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    # A long chat is tens of thousands of objects that stay: looking through them all again and again stops everything.
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
     _open_standard_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

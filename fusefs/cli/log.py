@@ -66,7 +66,7 @@ def add(commands: Commands) -> None:
     parser = add_command(
         commands,
         "log",
-        in_store(_log),
+        in_store(_log, looks=True),
         "print the entries of a chat's log, or a workspace's",
         details="As in history.jsonl.",
     )
@@ -76,7 +76,7 @@ def add(commands: Commands) -> None:
     parser.add_argument("--reverse", action="store_true", help="newest first")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new entries as they come")
 
-    parser = add_command(commands, "cat", in_store(_cat), "print a chat's history.md")
+    parser = add_command(commands, "cat", in_store(_cat, looks=True), "print a chat's history.md")
     parser.add_argument("chat", metavar="WORKSPACE/CHAT", type=chat_path)
 
     parser = add_command(commands, "attach", in_store(_attach), "put files into a chat's attachments")
@@ -206,7 +206,7 @@ async def _cat(store: Store, args: Namespace) -> None:
     workspace, record = await find_chat(store, args.chat, ANYWHERE)
     chat = workspace.chat_by_id(record.id)
     with chat.hold(), RawOutput() as output:
-        for piece in history.render_pieces(await chat.load()):
+        for piece in history.render_pieces(await chat.whole()):
             output.write(piece)
 
 

@@ -17,7 +17,7 @@ from typing import Final
 from fusefs.cli.errors import UsageError
 from fusefs.cli.mounting import resolved, start
 from fusefs.cli.output import complain
-from fusefs.cli.targets import file_store
+from fusefs.cli.targets import absolute_url
 from fusefs.options import Durability, MountOptions
 from store.errors import StoreError
 from store.library import default_url
@@ -42,8 +42,7 @@ def parse(words: Sequence[str]) -> tuple[MountOptions, bool]:
         raise UsageError("usage: mount.fuse.chatfs SOURCE MOUNTPOINT [-sfnv] [-o OPTIONS]")
     source, mountpoint = rest
     url = default_url() if source == "chatfs" else source
-    path = file_store(url)
-    options = MountOptions(mountpoint=resolved(Path(mountpoint)), url=url if path is None else path.as_uri())
+    options = MountOptions(mountpoint=resolved(Path(mountpoint)), url=absolute_url(url))
     sloppy = ("-s", "") in flags
     for given in (value for flag, value in flags if flag == "-o"):
         for option in filter(None, given.split(",")):

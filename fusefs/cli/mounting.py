@@ -14,6 +14,7 @@ import stat
 import sys
 import time
 from argparse import SUPPRESS, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,12 +22,14 @@ import trio
 
 from fusefs.cli import background, mount_records
 from fusefs.cli.errors import CommandFailed
-from fusefs.cli.output import write_line
+from fusefs.cli.output import Progress, complain, write_line
 from fusefs.cli.parser import add_command
-from fusefs.cli.targets import file_store, store_url
+from fusefs.cli.targets import migration_bar, store_url
 from fusefs.options import Durability, MountOptions
 from fusefs.unmount import mounts, unmount
-from store.errors import StoreError
+from store import registry
+from store.driver import Access
+from store.errors import ReadOnly, StoreError, StoreNotFound
 
 if TYPE_CHECKING:
     from fusefs.cli.parser import Commands
@@ -80,6 +83,7 @@ def _mount(args: Namespace) -> None:
 def start(options: MountOptions) -> None:
     """Mount in the background. Raises CommandFailed."""
     check(options)
+    options = prepared(options)
     words = ["mount", str(options.mountpoint), "--store", options.url, "--durability", options.durability.value]
     words += ["--allow-other"] * options.allow_other + ["--read-only"] * options.read_only + ["--debug"] * options.debug
     background.start(options.mountpoint, words)
@@ -95,6 +99,7 @@ def _serve(options: MountOptions, pipe: int | None) -> None:
     )
     try:
         check(options)
+        options = prepared(options)
         from fusefs.mount import serve  # noqa: PLC0415 - pyfuse3 is only loaded by what mounts
 
         if pipe is not None:
@@ -117,6 +122,29 @@ def _serve(options: MountOptions, pipe: int | None) -> None:
         raise
 
 
+def prepared(options: MountOptions) -> MountOptions:
+    """The mount that can be made: of a store that can't be written, a read-only one.
+
+    Here the store is made or migrated, which may take long, and shows its progress. Raises StoreError.
+    """
+    try:
+        trio.run(_open_once, options.url, Access.READ if options.read_only else Access.MAKE)
+    except ReadOnly as error:
+        try:
+            trio.run(_open_once, options.url, Access.READ)
+        except StoreNotFound:
+            raise error from None
+        complain(f"{error}: it is mounted read-only")
+        return replace(options, read_only=True)
+    return options
+
+
+async def _open_once(url: str, access: Access) -> None:
+    with Progress() as progress:
+        driver = await registry.open_driver(url, access=access, progress=migration_bar(progress))
+        await driver.aclose()
+
+
 def resolved(path: Path) -> Path:
     """The mount point as the kernel names it; what is mounted there isn't asked, it may be dead."""
     absolute = Path(os.path.abspath(path))  # `resolve` would ask
@@ -135,7 +163,7 @@ def check(options: MountOptions) -> None:
     if shutil.which("fusermount3") is None:
         raise CommandFailed("fusermount3 isn't installed: install the fuse3 package")
     check_mountpoint(mountpoint)
-    store = file_store(options.url)
+    store = registry.directory_of(options.url)
     if store is not None and Path(os.path.realpath(store)).is_relative_to(mountpoint):
         raise CommandFailed(f"the store {store} is inside the mount point: mount somewhere else")
     if options.allow_other and os.getuid() != 0 and not _others_allowed():

@@ -128,7 +128,8 @@ class Progress:
     """One line on stderr that is written over and over, and gone at the end. Nothing where stderr isn't a terminal."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        self.shown = sys.stderr.isatty()
+        """Whether anybody sees it."""
         self._next = 0.0
         self._used = False
 
@@ -141,7 +142,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Show `text`, unless something was shown just now."""
         now = time.monotonic()
-        if self._shown and now >= self._next:
+        if self.shown and now >= self._next:
             self._next = now + _REDRAW_SECONDS
             self._used = True
             print(f"\r{escape(text)[:100]}\x1b[K", end="", file=sys.stderr, flush=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 from argparse import SUPPRESS, Namespace
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from fusefs.cli.output import escape
 
@@ -17,15 +17,37 @@ if TYPE_CHECKING:
 Run = Callable[[Namespace], None]
 
 
+MARK: Final = "\0"
+"""Before a word that argparse would take for an option; no argument of a program can have it."""
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose error is one line."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(allow_abbrev=False, **settings)
+        self.usage_code = 2
+        """What it exits with where the words are wrong."""
+        self.minus_words = False
+        """Whether `-word` is a word, unless it is an option. Such words come with a MARK before them."""
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Namespace | None = None
+    ) -> tuple[Namespace, list[str]]:
+        """See argparse."""
+        if args is not None and self.minus_words:
+            args = [MARK + word if self._is_minus_word(word) else word for word in args]
+        found, rest = super().parse_known_args(args, namespace)
+        if rest and self.usage_code != 2:
+            self.error(f"unrecognized arguments: {' '.join(rest)}")  # else the whole program's parser says so
+        return found, rest
+
+    def _is_minus_word(self, word: str) -> bool:
+        return len(word) > 1 and word[0] == "-" != word[1] and word not in self._option_string_actions
 
     def error(self, message: str) -> NoReturn:
-        """One line; exit code 2."""
-        self.exit(2, f"chatfs: {escape(message)}: see {self.prog} -h\n")
+        """One line; exit code 2, or what the command says instead."""
+        self.exit(self.usage_code, f"chatfs: {escape(message)}: see {self.prog} -h\n")
 
 
 def add_global(parser: Parser, *, top: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,12 @@ import trio
 from fusefs.cli import mount_records
 from fusefs.cli.output import size_text, write_fields, write_json
 from fusefs.cli.parser import add_command, add_json
-from fusefs.cli.targets import file_store, store_exists, store_url
+from fusefs.cli.targets import store_url
 from fusefs.cli.version import version
 from fusefs.unmount import mounts
+from store import registry
+from store.driver import Access
+from store.errors import StoreNotFound
 from store.library import open_store
 from store.workspace_state import Place
 
@@ -30,10 +34,10 @@ def add(commands: Commands) -> None:
 def _status(args: Namespace) -> None:
     url = store_url(args)
     found: dict[str, Any] = {"version": version(), "store": url, "exists": False, "format": None}
-    if store_exists(url):
+    with contextlib.suppress(StoreNotFound):
         found |= trio.run(_contents, url)
         found["exists"] = True
-        path = file_store(url)
+        path = registry.directory_of(url)
         if path is not None:
             found["format"] = orjson.loads((path / "store.json").read_bytes())["format"]
     found["mounts"] = [_mounted(each.mountpoint, each.options) for each in mounts()]
@@ -44,7 +48,7 @@ def _status(args: Namespace) -> None:
 
 
 async def _contents(url: str) -> dict[str, Any]:
-    async with open_store(url) as store:
+    async with open_store(url, access=Access.LOOK) as store:
         workspaces = await store.workspaces()
         block, blocks, _free, available = store.driver.usage()
         return {

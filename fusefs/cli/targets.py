@@ -14,11 +14,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
-from urllib.parse import unquote, urlsplit
 
 import trio
 
-from store.errors import ChatNotFound, InvalidInput, NotFound
+from fusefs.cli.output import Progress
+from store import driver, registry
+from store.driver import Access
+from store.errors import ChatNotFound, InvalidInput
 from store.library import Store, default_url, open_store
 from store.model import ChatId, is_uuid
 from store.workspace import Workspace
@@ -28,7 +30,7 @@ LIVING: Final = (Place.CHATS, Place.ARCHIVE)
 ANYWHERE: Final = (*LIVING, Place.TRASH)
 
 _SIZE: Final = re.compile(r"([0-9]{1,19})(?:\.([0-9]{1,3}))?\s*([KMGTPE]?)(?:i?B)?", re.IGNORECASE)
-_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_BAR: Final = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,47 +95,48 @@ def actor() -> str:
 
 def store_url(args: Namespace) -> str:
     """The store that was named: a file: store by its absolute URL, so that it is the same from every directory."""
-    url: str = args.store or default_url()
-    path = file_store(url)
+    return absolute_url(args.store or default_url())
+
+
+def absolute_url(url: str) -> str:
+    """The same store's URL, whatever the directory. Raises InvalidInput."""
+    path = registry.directory_of(url)
     return url if path is None else path.as_uri()
 
 
-def file_store(url: str) -> Path | None:
-    """The directory of a file: store; None for any other."""
-    scheme = _SCHEME.match(url)
-    if scheme is None:
-        return Path(url).expanduser().absolute()
-    parts = urlsplit(url)
-    if scheme[0].lower() != "file:" or parts.netloc not in {"", "localhost"} or not parts.path:
-        return None
-    return Path(unquote(parts.path)).expanduser().absolute()
-
-
-def store_exists(url: str) -> bool:
-    """Whether there is a store; of any but a file: store, that is for its driver to say."""
-    path = file_store(url)
-    return path is None or (path / "store.json").exists()
-
-
 def in_store(
-    command: Callable[[Store, Namespace], Awaitable[None]], *, makes: bool = False
+    command: Callable[[Store, Namespace], Awaitable[None]], *, makes: bool = False, looks: bool = False
 ) -> Callable[[Namespace], None]:
     """`command` as a function of its arguments alone, which opens the store for it.
 
-    Where there is no store, only a command that `makes` things makes one: a mistyped URL must not.
+    Where there is no store, only a command that `makes` things makes one: a mistyped URL must not. One that only
+    `looks` needs no store that can be written, and migrates none.
     """
+    access = Access.MAKE if makes else Access.LOOK if looks else Access.WRITE
 
     async def opened(args: Namespace) -> None:
-        url = store_url(args)
-        if not makes and not store_exists(url):
-            raise NotFound(f"there is no store at {url}: chatfs workspace create NAME makes it")
-        async with open_store(url) as store:
-            await command(store, args)
+        with Progress() as progress:
+            async with open_store(store_url(args), access=access, progress=migration_bar(progress)) as store:
+                progress.clear()
+                await command(store, args)
 
     def run(args: Namespace) -> None:
         trio.run(opened, args)
 
     return run
+
+
+def migration_bar(progress: Progress) -> driver.Progress:
+    """What shows on a terminal that a store of an older format is being migrated."""
+
+    def show(done: int, total: int) -> None:
+        if total == 0:
+            progress.say("waiting for another chatfs, which migrates the store")
+        else:
+            bar = "#" * (_BAR * done // total)
+            progress.say(f"migrating the store [{bar:-<{_BAR}}] {done} of {total}")
+
+    return show
 
 
 async def find_chat(store: Store, path: ChatPath, places: tuple[Place, ...] = LIVING) -> tuple[Workspace, ChatRecord]:

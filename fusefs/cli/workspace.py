@@ -25,14 +25,14 @@ def add(commands: Commands) -> None:
     parser.add_argument("--quota", type=size, default=0, metavar="SIZE", help="bytes that it may use, such as 10G")
     add_json(parser)
 
-    parser = add_command(group, "ls", in_store(_ls), "list the workspaces")
+    parser = add_command(group, "ls", in_store(_ls, looks=True), "list the workspaces")
     add_json(parser)
 
-    parser = add_command(group, "show", in_store(_show), "show a workspace with its usage")
+    parser = add_command(group, "show", in_store(_show, looks=True), "show a workspace with its usage")
     parser.add_argument("name", metavar="NAME", type=workspace_name)
     add_json(parser)
 
-    parser = add_command(group, "quota", in_store(_quota), "show or set how many bytes a workspace may use")
+    parser = add_command(group, "quota", _show_or_set_quota, "show or set how many bytes a workspace may use")
     parser.add_argument("name", metavar="NAME", type=workspace_name)
     parser.add_argument(
         "size", metavar="SIZE", nargs="?", type=size, help="such as 10G, 500M, 1024; none or 0 for none"
@@ -103,6 +103,10 @@ async def _show(store: Store, args: Namespace) -> None:
 
 def _quota_text(quota: int) -> str:
     return size_text(quota) if quota else "none"
+
+
+def _show_or_set_quota(args: Namespace) -> None:
+    in_store(_quota, looks=args.size is None)(args)
 
 
 async def _quota(store: Store, args: Namespace) -> None:

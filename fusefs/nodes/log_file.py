@@ -37,11 +37,13 @@ def head_mtime_ns(head: Head) -> int:
 class LogFile(Node):
     """The log of a chat or of a workspace."""
 
-    __slots__ = ("owner",)
+    __slots__ = ("owner", "text_id")
 
     def __init__(self, mount: Mount, owner: LogOwner, parent: Directory) -> None:
         super().__init__(mount, f"{owner.identity}/history.jsonl", parent, b"history.jsonl")
         self.owner = owner
+        self.text_id: int | None = None
+        """Which text the kernel may have pages of."""
 
     def appeared(self) -> None:
         super().appeared()
@@ -51,8 +53,22 @@ class LogFile(Node):
         super().vanished()
         self.owner.dropped(self)
 
+    def log_moved(self) -> None:
+        """The log moved: mostly it grew, but after a compaction or a repair it is another text."""
+        if self._is_another():
+            self.mount.notifier.contents(self)
+        else:
+            self.mount.notifier.attributes(self)
+
+    def _is_another(self) -> bool:
+        """Whether the text isn't the one of the last call, as far as that can be known."""
+        known, self.text_id = self.text_id, self.owner.text_id or self.text_id
+        return known is not None and known != self.text_id
+
     async def attributes(self) -> EntryAttributes:
         head = await self.owner.head()
+        if self._is_another():
+            self.mount.notifier.contents(self)
         when = head_mtime_ns(head) or self.owner.created_ns
         return attributes(self.mount.options, self.ino, FILE_MODE, size=head.size, mtime_ns=when)
 

@@ -56,7 +56,7 @@ SIZE_MAX = 1 << 30
 class ProjectedFile(InView):
     """A projected, editable file. Subclasses say what it shows and what a save means."""
 
-    __slots__ = ("_beginning", "_closing", "_left", "_lock", "drafts", "handles", "view")
+    __slots__ = ("_beginning", "_closing", "_left", "_lock", "_told", "drafts", "handles", "view")
 
     view: ChatView | WorkspaceView
 
@@ -68,6 +68,8 @@ class ProjectedFile(InView):
         self.handles: list[ProjectedHandle] = []
         self._beginning = 0
         self._closing = 0
+        self._told: Base = None
+        """As of what the kernel was last told the size: until it is told to ask again, it shows no more than that."""
         self._left = trio.Event()
         self._lock = trio.Lock()
 
@@ -111,6 +113,7 @@ class ProjectedFile(InView):
 
     async def attributes_for(self, thread: int) -> EntryAttributes:
         await self._settled()
+        self._told = await self.present()
         size, mtime_ns = await self.shown_size()
         if not self.drafts:
             return attributes(self.mount.options, self.ino, FILE_MODE, size=size, mtime_ns=mtime_ns)
@@ -215,9 +218,13 @@ class ProjectedFile(InView):
             await handle.truncate(0)
         else:
             handle.base = await self.present()
-            if not handle.writable:
-                self.was_read(caller.process, handle.base)
-        handle.direct_io = handle.writable or bool(self.drafts or self._beginning)
+        # A write past its cache makes the kernel ignore the size that it is told meanwhile: it would cut reads short.
+        written = any(other.writable for other in self.handles)
+        handle.direct_io = handle.writable or written or bool(self.drafts or self._beginning)
+        if not handle.writable:
+            if not handle.direct_io and self.attributes_cached and self._told is not None:
+                handle.base = self._told
+            self.was_read(caller.process, handle.base)
         self.handles.append(handle)
         return handle
 
@@ -335,7 +342,9 @@ class ProjectedHandle(Handle):
         return not self.direct_io and self.key != process
 
     async def read(self, offset: int, size: int) -> bytes:
-        if self.key not in self.file.drafts:
+        # What fills the kernel's pages may be newer than the size up to which the kernel shows them: then the base is
+        # what was there at open. A save sees by itself what it has that is newer.
+        if self.direct_io and self.key not in self.file.drafts:
             self.base = await self.file.present()
             self.file.was_read(self.caller.process, self.base)
         return await self.file.read(self.key, offset, size)

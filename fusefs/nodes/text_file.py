@@ -32,8 +32,7 @@ class HistoryText(ProjectedFile):
         return state.size, state.text_changed_ns or self.chat_view.created_ns
 
     async def shown(self, offset: int, size: int) -> bytes:
-        chat = self.chat_view.chat
-        return chat.read_text(await chat.load(), offset, size)
+        return await self.chat_view.chat.read_text(offset, size)
 
     def stage(self) -> Staging:
         return self.chat_view.chat.stage(NAME.decode())

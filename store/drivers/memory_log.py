@@ -8,8 +8,9 @@ Concurrency: on the trio loop; every change is made without an await in between.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 
@@ -17,8 +18,10 @@ from store import codec
 from store.driver import Clock
 from store.drivers.batch import encode
 from store.drivers.signal import Signal
-from store.errors import SeqConflict, SpaceNotFound, StaleEpoch, Truncated
+from store.errors import SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed, Truncated
 from store.model import EMPTY_HEAD, Entry, Epoch, Head, NewEntry, Seq, SpaceId
+
+_BATCH: Final = 256
 
 
 class _Text:
@@ -84,6 +87,7 @@ class MemoryLog:
         self._text = log.text
         self._head = log.text.head
         self._closed = False
+        self._failure: str | None = None
 
     @property
     def head(self) -> Head:
@@ -110,6 +114,7 @@ class MemoryLog:
     ) -> Seq:
         """See AppendLog."""
         head = self._look()
+        self._check_failure()
         if expected_seq is not None and head.seq != expected_seq:
             raise SeqConflict(f"{self.space} is at entry {head.seq}, not {expected_seq}", current=head.seq)
         if epoch is not None and (granted := self._log.epoch(self.space)) > epoch:
@@ -150,6 +155,7 @@ class MemoryLog:
         """See AppendLog."""
         await trio.lowlevel.checkpoint()
         head = self._look()
+        self._check_failure()
         if seq > head.seq + 1:
             raise ValueError(f"{self.space} ends at entry {head.seq}: nothing to truncate before {seq}")
         if seq <= head.first_seq:
@@ -170,7 +176,47 @@ class MemoryLog:
         """See AppendLog."""
         await trio.lowlevel.checkpoint()
         self._check_open()
-        self._log.change("log.sync")
+        self._check_failure()
+        try:
+            self._log.change("log.sync")
+        except StoreError as error:
+            self._failure = (
+                f"syncing the log of {self.space} failed ({error}): nothing is appended until it has been recovered"
+            )
+            raise
+
+    @property
+    def failure(self) -> StoreFailed | None:
+        """See AppendLog."""
+        return None if self._failure is None else StoreFailed(self._failure)
+
+    def _check_failure(self) -> None:
+        if (failure := self.failure) is not None:
+            raise failure
+
+    async def recover(self) -> None:
+        """See AppendLog."""
+        await trio.lowlevel.checkpoint()
+        self._check_open()
+        if self._failure is not None:
+            self._log.change("log.recover")
+            self._failure = None
+
+    @property
+    def text_id(self) -> int:
+        """See AppendLog."""
+        return self._head.first_seq
+
+    async def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[list[Entry], None]:
+        """See AppendLog."""
+        found: list[Entry] = []
+        async for entry in self.read(since):
+            found.append(entry)
+            if len(found) == _BATCH:
+                yield found
+                found = []
+        if found:
+            yield found
 
     def read_text(self, offset: int, size: int) -> bytes:
         """See AppendLog."""

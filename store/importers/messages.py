@@ -23,7 +23,7 @@ from store.events import MessageAppended, is_role
 from store.importers.imported import ImportedAttachment, ImportedChat, ImportedRecord
 from store.importers.payloads import RECORD_MAX, Payloads
 from store.importers.source import Keys, Parsed, Unparsed, clip, name_of, one_line, read, time_of
-from store.intake import accept
+from store.intake import accept, fits
 from store.model import Millis
 
 SOURCE: Final = "messages"
@@ -83,14 +83,14 @@ class _Pass:
         message = _message_in(value)
         if message is not None:
             raw, new = self.payloads.extract(raw, value)
-            if message["content"] is None:
+            if message.get("content") is None:
                 message["content"] = _calls(message["tool_calls"])
                 raw = _encoded(value) or raw
             if not self.opening and message["role"] == "user":
                 self.opening = _text(message["content"])[:1000]
         ts, actor = _origin(value, message)
         data = raw
-        if not line.exact:
+        if not line.exact or not fits(raw):
             data = _repaired(message, key, raw.decode())
         elif len(raw) <= RECORD_MAX and (message is not None or _is_envelope(value)):
             try:

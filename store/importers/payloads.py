@@ -162,12 +162,12 @@ def _decoded(text: str) -> bytes | None:
 
 
 def sealed(head: dict[str, Any], raw: bytes) -> bytes | None:
-    """`head` with `raw`, byte for byte, as its last key "record"; None where that can't be read as JSON again."""
+    """`head` with `raw`, byte for byte, as its last key "record"; None where a log's line with it couldn't be read."""
     data = b'%b,"record":%b}' % (orjson.dumps(head)[:-1], raw)
     if raw.count(b"[") + raw.count(b"{") < _NESTING_SAFE:
         return data
     try:
-        orjson.loads(data)
+        orjson.loads(b"[%b]" % data)
     except orjson.JSONDecodeError:
         return None
     return data

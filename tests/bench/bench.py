@@ -27,7 +27,7 @@ class Bench:
 
     def __init__(self, directory: Path, *, runs: int, quick: bool) -> None:
         self.runs = runs
-        self._directory = directory
+        self.directory = directory
         self._divisor = QUICK if quick else 1
         self.text_size = self.scaled(50_000_000)
         self.many = self.scaled(10_000)
@@ -47,7 +47,7 @@ class Bench:
     def chats_store(self) -> Path:
         """A store with an empty chat and one of `text_size` bytes."""
         self.tell(f"building a chat of {self.text_size // 1_000_000} MB")
-        store = self._directory / "chats"
+        store = self.directory / "chats"
         corpus.build_chats(store, self.text_size)
         return store
 
@@ -55,14 +55,14 @@ class Bench:
     def many_store(self) -> Path:
         """A store with `many` chats, of which TOLD have messages."""
         self.tell(f"building a store of {self.many} chats")
-        store = self._directory / "many"
+        store = self.directory / "many"
         corpus.build_many(store, self.many, min(TOLD, self.many))
         return store
 
     @cached_property
     def native(self) -> Native:
         """The tree that everything is compared with."""
-        return Native(self._directory / "native")
+        return Native(self.directory / "native")
 
     # ---- targets
 

@@ -26,6 +26,8 @@ class Cli:
 
     root: Path
     running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    before: list[str] = field(default_factory=list)
+    """What runs the command: `setpriv …`."""
 
     @property
     def store(self) -> Path:
@@ -44,7 +46,7 @@ class Cli:
     def attempt(self, *words: str | Path, given: bytes = b"") -> tuple[int, str, str]:
         """Run to the end; exit code, stdout, stderr."""
         done = subprocess.run(
-            self.command(*words),
+            [*self.before, *self.command(*words)],
             check=False,
             input=given,
             capture_output=True,

@@ -215,7 +215,7 @@ async def test_a_path_and_its_url_are_one_store(tmp_path):
 async def test_store_json(file_backend: FileBackend):
     await file_backend.open()
     described = json.loads((file_backend.path / "store.json").read_text())
-    assert described["format"] == 1
+    assert described["format"] == 2
     await file_backend.open()
     assert json.loads((file_backend.path / "store.json").read_text()) == described
     assert [path.name for path in file_backend.path.iterdir()] == ["store.json"]
@@ -228,7 +228,7 @@ async def test_many_make_the_store_at_once(file_backend: FileBackend):
     assert [path.name for path in file_backend.path.iterdir()] == ["store.json"]
 
 
-@pytest.mark.parametrize("text", ['{"format":2,"id":"x"}', "{}", "[]", "not json", '{"format":"1"}'])
+@pytest.mark.parametrize("text", ['{"format":3,"id":"x"}', "{}", "[]", "not json", '{"format":"1"}'])
 async def test_another_format_is_refused(file_backend: FileBackend, text: str):
     file_backend.path.mkdir()
     (file_backend.path / "store.json").write_text(text)

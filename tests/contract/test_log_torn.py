@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ import trio
 
 from store import codec
 from store.driver import AppendLog
+from store.drivers.file.tail import UNSYNCED
 from store.drivers.file.text import LOG_NAME
 from store.errors import CorruptLog, ReadOnly, StoreFailed, StoreFull
 from store.model import Seq
@@ -84,7 +86,7 @@ async def test_cut_under_an_instance_that_has_it_open(file_backend: FileBackend)
     assert len(quarantined(file_backend)) == len(range(begin + 1, len(whole), 7))
 
 
-@pytest.mark.parametrize("tail", [b"\0" * 100, b'{"seq":3,"ts":1' + b"\0" * 4096, b"\0" * 50 + b"\n"])
+@pytest.mark.parametrize("tail", [b"\0" * 100, b'{"seq":3,"ts":1' + b"\0" * 4096, b"\0" * 4096])
 async def test_nul_bytes_as_after_a_power_cut(file_backend: FileBackend, tail: bytes):
     _, begin = await written(file_backend)
     os.truncate(log_path(file_backend), begin)
@@ -96,16 +98,84 @@ async def test_nul_bytes_as_after_a_power_cut(file_backend: FileBackend, tail: b
     assert quarantined(file_backend) == [tail]
 
 
+def with_hole(whole: bytes, begin: int, sector: int) -> bytes:
+    """`whole` with a sector lost that wasn't synced: NUL bytes, but not before `begin`."""
+    start, end = max(begin, sector * 512), min(len(whole), (sector + 1) * 512)
+    return whole[:start] + b"\0" * (end - start) + whole[end:]
+
+
 async def test_a_lost_block_inside_the_last_batch(file_backend: FileBackend):
-    whole, begin = await written(file_backend)
-    lines = whole[begin:].splitlines(keepends=True)
-    for lost in range(3):
-        broken = [b"\0" * (len(line) - 1) + line[-1:] if index == lost else line for index, line in enumerate(lines)]
-        log_path(file_backend).write_bytes(whole[:begin] + b"".join(broken))
+    log = await open_log(file_backend)
+    await log.append(entries("a", "b"))
+    begin = log.head.size
+    await log.append(entries(*(f"{number} " + "x" * 300 for number in range(8))))
+    whole = log_path(file_backend).read_bytes()
+    lost = range(begin // 512, len(whole) // 512)
+    for sector in lost:
+        log_path(file_backend).write_bytes(with_hole(whole, begin, sector))
         log = await open_log(file_backend)
         assert log.head.seq == 2
         assert await log.append(entries("new")) == 3
-    assert len(quarantined(file_backend)) == 3
+    assert len(quarantined(file_backend)) == len(lost)
+
+
+async def test_a_lost_block_with_later_batches_behind_it(file_backend: FileBackend):
+    log = await open_log(file_backend)
+    for number in range(40):
+        await log.append(entries(f"{number} " + "x" * 200))
+    whole = log_path(file_backend).read_bytes()
+    ends = [at + 1 for at, byte in enumerate(whole) if byte == 10]
+    for sector in range(len(whole) // 512):
+        log_path(file_backend).write_bytes(with_hole(whole, 0, sector))
+        log = await open_log(file_backend)
+        good = sum(end <= sector * 512 for end in ends)
+        assert log.head.seq == good
+        assert await seqs(log) == list(range(1, good + 1))
+        assert await log.append(entries("new")) == good + 1
+        assert await seqs(await open_log(file_backend)) == list(range(1, good + 2))
+
+
+async def test_nul_bytes_that_are_no_lost_block_are_damage(file_backend: FileBackend):
+    log = await open_log(file_backend)
+    for number in range(40):
+        await log.append(entries(f"{number} " + "x" * 200))
+    whole = log_path(file_backend).read_bytes()
+    for start, end in ((5000, 5001), (5000, 5120), (5120, 5200), (len(whole) - 50, len(whole) - 49)):
+        damaged = whole[:start] + b"\0" * (end - start) + whole[end:]
+        log_path(file_backend).write_bytes(damaged)
+        log = await open_log(file_backend)
+        with pytest.raises(CorruptLog):
+            await log.append(entries("new"))
+        assert log_path(file_backend).read_bytes() == damaged
+    assert quarantined(file_backend) == []
+
+
+async def test_a_changed_newline_at_the_end_is_damage(file_backend: FileBackend):
+    whole, _ = await written(file_backend)
+    for bit in range(8):
+        damaged = whole[:-1] + bytes([whole[-1] ^ 1 << bit])
+        log_path(file_backend).write_bytes(damaged)
+        log = await open_log(file_backend)
+        with pytest.raises(CorruptLog):
+            await log.append(entries("new"))
+        assert log_path(file_backend).read_bytes() == damaged
+
+
+async def test_much_that_isnt_synced_is_synced_by_the_way(file_backend: FileBackend):
+    log = await open_log(file_backend)
+    system = FaultySystem("nothing", OSError())
+    with faulty(system):
+        for _ in range(100):
+            await log.append(entries("x" * 30_000))
+    synced = system.seen.count("log.sync") - len(Path(SPACE).parts) - 1  # the first time, directories too
+    assert synced == log.head.size // (UNSYNCED + 30_000)
+    with faulty(FaultySystem("log.sync", OSError(errno.EIO, "injected"))):
+        for number in range(20):
+            with contextlib.suppress(StoreFailed):
+                assert await log.append(entries("x" * 30_000)) == 101 + number
+    assert log.failure is not None
+    found = await seqs(log)
+    assert found == list(range(1, log.head.seq + 1))
 
 
 async def test_the_first_batch_of_all_can_be_torn(file_backend: FileBackend):
@@ -265,51 +335,6 @@ async def test_a_short_write_is_continued(file_backend: FileBackend):
         assert await log.append(entries("a", "b")) == 2
         system._meet = original  # type: ignore[method-assign]
     assert await seqs(await open_log(file_backend)) == [1, 2]
-
-
-async def test_an_append_that_cant_be_undone_closes_the_log_for_appends(file_backend: FileBackend):
-    log = await open_log(file_backend)
-    await log.append(entries("a"))
-
-    class Dead(FaultySystem):
-        def ftruncate(self, label: str, fd: int, size: int) -> None:
-            raise OSError(errno.EIO, f"{label} {fd} {size}")
-
-    with faulty(Dead("log.append", OSError(errno.EIO, "injected"), short=10)), pytest.raises(StoreFailed):
-        await log.append(entries("lost"))
-    for attempt in (log.append(entries("b")), log.sync(), log.truncate_before(Seq(2))):
-        with pytest.raises(StoreFailed):
-            await attempt
-    assert await seqs(log) == [1]
-    again = await open_log(file_backend)
-    assert await again.append(entries("b")) == 2
-    assert await again.sync() is None
-    assert len(quarantined(file_backend)) == 1
-
-
-async def test_a_failed_fsync_closes_the_log_for_appends(file_backend: FileBackend):
-    log = await open_log(file_backend)
-    await log.append(entries("a"))
-    with faulty(FaultySystem("log.sync", OSError(errno.EIO, "injected"))):
-        results: list[type[BaseException]] = []
-
-        async def sync() -> None:
-            try:
-                await log.sync()
-            except StoreFailed as error:
-                results.append(type(error))
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(5):
-                nursery.start_soon(sync)
-    assert results == [StoreFailed] * 5
-    with pytest.raises(StoreFailed, match="open"):
-        await log.append(entries("b"))
-    with pytest.raises(StoreFailed):
-        await log.sync()
-    again = await open_log(file_backend)
-    assert await again.append(entries("b")) == 2
-    await again.sync()
 
 
 async def test_one_fdatasync_serves_many(file_backend: FileBackend):

@@ -179,7 +179,9 @@ async def test_a_failed_truncation_can_be_tried_again(file_backend: FileBackend,
         found = await seqs(reopened)
         # All or none.
         assert found in (list(range(first, log.head.seq + 1)), list(range(first + 2, log.head.seq + 1)))
+        await reopened.recover()  # where an fsync failed
         assert await reopened.append(entries("x")) == found[-1] + 1
+        await log.recover()
         assert await log.append(entries("y")) == found[-1] + 2
         await log.truncate_before(Seq(first + 3))
         assert (await seqs(log))[0] == first + 3

@@ -1,302 +1,134 @@
 """A real mount against a small model of it: whatever is done in whatever order, both show the same.
 
-The model knows names and bytes; what a log must hold besides (checksums, seqs) `read_log` verifies. After every step
-the touched chat is compared as a whole, and everything after a remount and at the end.
+Every operation that a mount has (`tests.support.machine`), other processes on the same store, remounts, SIGKILL of the
+daemon, and system calls of the daemon that fail.
 """
 
 from __future__ import annotations
 
-import itertools
-import os
-from dataclasses import dataclass, field
+import errno
+import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    Bundle,
-    RuleBasedStateMachine,
-    consumes,
-    initialize,
-    multiple,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import rule, run_state_machine_as_test
 
-from tests.support.mounts import Mounted, data, message, read_log
+from tests.support import torture
+from tests.support.faulty import CALLS, Faults
+from tests.support.machine import RARELY, MountMachine
+from tests.support.model import ChatModel
+from tests.support.mounts import message, mounting
 from tests.support.ops import append
 
 pytestmark = pytest.mark.mount
 
-_numbers = itertools.count(1)
 
-NAMES = st.sampled_from(["a.txt", "b c", "ü", "-x", "#d#"])
-BYTES = st.binary(max_size=200) | st.integers(1, 40).map(lambda size: b"0123456789abcdef" * 4096 * size)
-WORDS = st.text("ab #`*\n\t·ü\\", max_size=30)
-MESSAGES = st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), WORDS), max_size=4)
+class TroubledMachine(MountMachine):
+    """The rules, and what may go wrong meanwhile."""
 
+    chats = MountMachine.chats
 
-@dataclass
-class ChatModel:
-    """What a chat must show."""
-
-    name: str
-    place: str = "chats"
-    text: bytes = b""
-    attachments: dict[str, bytes] = field(default_factory=dict)
-    scratch: dict[str, bytes] = field(default_factory=dict)
-    entries: int = 0
-
-
-def markdown(title: str, messages: list[tuple[str, str]]) -> bytes:
-    parts = [f"# {title}\n\n"] if title else []
-    parts += [f"## {role}\n\n{text}\n\n" for role, text in messages]
-    return "".join(parts).encode()
-
-
-class MountMachine(RuleBasedStateMachine):
-    """The rules. Each example has a workspace of its own in one mount."""
-
-    mounted: Mounted
-
-    chats = Bundle("chats")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.all: list[ChatModel] = []
-
-    @initialize(target=chats)
-    def begin(self) -> ChatModel:
-        self.workspace = self.mounted.workspace(f"w{next(_numbers)}")
-        return self._made("first")
-
-    # ---- helpers
-
-    def _made(self, name: str) -> ChatModel:
-        self._path("chats", name).mkdir()
-        chat = ChatModel(name)
-        self.all.append(chat)
-        return chat
-
-    def _path(self, place: str, name: str) -> Path:
-        return self.workspace.directory / place / name
-
-    def _directory(self, chat: ChatModel) -> Path:
-        return self._path(chat.place, chat.name)
-
-    def _log(self, chat: ChatModel) -> Path:
-        link = next(link for link in self._links() if os.readlink(link) == f"../{chat.place}/{chat.name}")
-        return self.mounted.store / "workspace" / self.workspace.id / "chats" / link.name / "history.jsonl"
-
-    def _links(self) -> list[Path]:
-        return [self._path("by-id", name) for name in os.listdir(self._path("by-id", ""))]
-
-    def _compare(self, chat: ChatModel) -> None:
-        directory = self._directory(chat)
-        projected = {"history.md", "history.jsonl", "chat.json", "attachments"}
-        assert set(os.listdir(directory)) == projected | set(chat.scratch)
-        text = directory / "history.md"
-        assert text.read_bytes() == chat.text
-        assert text.stat().st_size == len(chat.text)
-        assert set(os.listdir(directory / "attachments")) == set(chat.attachments)
-        for name, content in chat.attachments.items():
-            path = directory / "attachments" / name
-            assert path.read_bytes() == content
-            assert path.stat().st_size == len(content)
-        for name, content in chat.scratch.items():
-            assert (directory / name).read_bytes() == content
-        stored = self._log(chat).read_bytes()
-        assert (directory / "history.jsonl").read_bytes() == stored
-        assert (directory / "history.jsonl").stat().st_size == len(stored)
-
-    def _compare_all(self) -> None:
-        for place in ("chats", "archive", "trash"):
-            assert set(os.listdir(self._path(place, ""))) == {chat.name for chat in self.all if chat.place == place}
-        for chat in self.all:
-            self._compare(chat)
-
-    def teardown(self) -> None:
-        if hasattr(self, "workspace"):
-            self._compare_all()
-
-    # ---- the log
-
-    @rule(chat=chats, content=WORDS, count=st.integers(1, 3))
-    def append_to_the_log(self, chat: ChatModel, content: str, count: int) -> None:
-        log = self._log(chat)
-        before = len(read_log(log))
-        append(self._directory(chat) / "history.jsonl", message(content) * count)
-        assert [event["content"] for event in data(read_log(log))[before:]] == [content] * count
-        text = (self._directory(chat) / "history.md").read_bytes()
-        assert text.startswith(chat.text)
-        chat.text = text
-        self._compare(chat)
-
-    # ---- the text
-
-    @rule(chat=chats, title=st.sampled_from(["", "T"]), messages=MESSAGES, how=st.sampled_from(["in place", "rename"]))
-    def save_a_text(self, chat: ChatModel, title: str, messages: list[tuple[str, str]], how: str) -> None:
-        chat.text = markdown(title, messages)
-        self._save(chat, how)
+    @rule(really=RARELY, how=st.sampled_from(["unmount", "SIGKILL"]))
+    def remount(self, really: bool, how: str) -> None:  # noqa: FBT001 - a rule's draw
+        if really:
+            if how == "SIGKILL":
+                self.mounted.kill()
+                self.mounted.start()
+            else:
+                self.mounted.remount()
+            self.there.compare_all()
 
     @rule(
-        chat=chats, at=st.floats(0, 1), cut=st.integers(0, 20), new=WORDS, how=st.sampled_from(["in place", "pwrite"])
+        chat=chats,
+        what=st.sampled_from(["append", "save", "add", "attach", "chat.json", "rename", "scratch"]),
+        call=st.sampled_from(CALLS),
+        code=st.sampled_from([errno.EIO, errno.ENOSPC]),
+        skip=st.integers(0, 5),
+        number=st.integers(0, 2**40),
     )
-    def edit_the_text(self, chat: ChatModel, at: float, cut: int, new: str, how: str) -> None:
-        text = chat.text.decode()
-        start = int(at * len(text))
-        chat.text = (text[:start] + new + text[start + cut :]).encode()
-        before = self._log(chat).read_bytes()
-        self._save(chat, how)
-        if chat.text == text.encode():
-            assert self._log(chat).read_bytes() == before
+    def do_while_a_call_fails(self, chat: ChatModel, what: str, call: str, code: int, skip: int, number: int) -> None:
+        """Done or not done, whole, as its errno says; and it can be done again."""
+        faults = Faults(self.mounted.root / "fault")
+        before = chat.copy()
+        refusal = None
+        with faults.one(call, code, skip=skip):
+            try:
+                self._do(chat, what, number)
+            except OSError as error:
+                refusal = error
+        assert refusal is None or faults.fired, refusal
+        shown = before if self.there.directory(before).exists() else chat
+        for kept in self.there.directory(shown).glob("*.recovered-*"):
+            kept.unlink()
+        self._as_before_or_after(chat, before, what, done=refusal is None)
+        self._do(chat, what, number + 1)
+        self._settled(chat, what)
 
-    def _save(self, chat: ChatModel, how: str) -> None:
-        path = self._directory(chat) / "history.md"
-        match how:
-            case "in place":
-                path.write_bytes(chat.text)
+    def _do(self, chat: ChatModel, what: str, number: int) -> None:
+        """One operation, noted in the model before it is made."""
+        match what:
+            case "append":
+                append(self._file(chat, "history.jsonl"), message(f"fault {number}"))
+            case "save":
+                chat.text = f"## user\n\nfault {number}\n".encode()
+                self._file(chat, "history.md").write_bytes(chat.text)
+            case "add":
+                added = f"\n## user\n\nfault {number}\n".encode()
+                chat.text += added
+                append(self._file(chat, "history.md"), added)
+            case "attach":
+                chat.mtimes.pop("fault", None)
+                chat.put("fault", b"%d" % number * 50_000)
+                self._attachment(chat, "fault").write_bytes(b"%d" % number * 50_000)
+            case "chat.json":
+                chat.labels = [str(number)]
+                self._file(chat, "chat.json").write_text(json.dumps({"labels": chat.labels}))
             case "rename":
-                path.with_name(".tmp").write_bytes(chat.text)
-                path.with_name(".tmp").replace(path)
+                old = self.there.directory(chat)
+                chat.name = f"fault {number}"
+                old.rename(self.there.directory(chat))
             case _:
-                with path.open("r+b", buffering=0) as file:
-                    file.write(chat.text)
-                    file.truncate()
-        self._compare(chat)
+                chat.scratch["fault~"] = b"%d" % number
+                self._file(chat, "fault~").write_bytes(b"%d" % number)
 
-    @rule(chat=chats, messages=MESSAGES, tail=WORDS)
-    def append_to_the_text(self, chat: ChatModel, messages: list[tuple[str, str]], tail: str) -> None:
-        added = tail.encode() + b"\n" + markdown("", messages)
-        append(self._directory(chat) / "history.md", added)
-        chat.text += added
-        self._compare(chat)
+    def _settled(self, chat: ChatModel, what: str) -> None:
+        if what == "append":
+            # How the log's renderer puts it; that it is what the log says is compared.
+            chat.text = self._file(chat, "history.md").read_bytes()
+        self.there.compare(chat)
 
-    @rule(chat=chats)
-    def remove_and_write_again(self, chat: ChatModel) -> None:
-        path = self._directory(chat) / "history.md"
-        path.unlink()
-        assert not path.exists()
-        path.write_bytes(chat.text)
-        self._compare(chat)
-
-    # ---- attachments
-
-    @rule(chat=chats, name=NAMES, content=BYTES)
-    def attach(self, chat: ChatModel, name: str, content: bytes) -> None:
-        (self._directory(chat) / "attachments" / name).write_bytes(content)
-        chat.attachments[name] = content
-        self._compare(chat)
-
-    @rule(chat=chats, name=NAMES, content=BYTES, at=st.integers(0, 100_000))
-    def patch(self, chat: ChatModel, name: str, content: bytes, at: int) -> None:
-        if name in chat.attachments:
-            with (self._directory(chat) / "attachments" / name).open("r+b", buffering=0) as file:
-                file.seek(at)
-                if content:
-                    file.write(content)
-            old = chat.attachments[name]
-            if content:
-                old = old.ljust(at, b"\0")
-                chat.attachments[name] = old[:at] + content + old[at + len(content) :]
-            self._compare(chat)
-
-    @rule(chat=chats, name=NAMES, size=st.integers(0, 100_000))
-    def cut(self, chat: ChatModel, name: str, size: int) -> None:
-        if name in chat.attachments:
-            os.truncate(self._directory(chat) / "attachments" / name, size)
-            chat.attachments[name] = chat.attachments[name][:size].ljust(size, b"\0")
-            self._compare(chat)
-
-    @rule(chat=chats, to=chats, name=NAMES, new=NAMES)
-    def move_attachment(self, chat: ChatModel, to: ChatModel, name: str, new: str) -> None:
-        if name in chat.attachments:
-            os.replace(self._directory(chat) / "attachments" / name, self._directory(to) / "attachments" / new)
-            to.attachments[new] = chat.attachments.pop(name)
-            self._compare(chat)
-            self._compare(to)
-
-    @rule(chat=chats, name=NAMES)
-    def remove_attachment(self, chat: ChatModel, name: str) -> None:
-        if name in chat.attachments:
-            (self._directory(chat) / "attachments" / name).unlink()
-            del chat.attachments[name]
-            self._compare(chat)
-
-    # ---- scratch
-
-    @rule(chat=chats, name=st.sampled_from([".swp", "x~"]), content=BYTES)
-    def scratch(self, chat: ChatModel, name: str, content: bytes) -> None:
-        (self._directory(chat) / name).write_bytes(content)
-        chat.scratch[name] = content
-        self._compare(chat)
-
-    @rule(chat=chats, name=st.sampled_from([".swp", "x~"]), new=NAMES)
-    def attach_scratch(self, chat: ChatModel, name: str, new: str) -> None:
-        if name in chat.scratch:
-            (self._directory(chat) / name).rename(self._directory(chat) / "attachments" / new)
-            chat.attachments[new] = chat.scratch.pop(name)
-            self._compare(chat)
-
-    # ---- chats
-
-    @rule(target=chats, name=st.sampled_from(["first", "second", "third chat"]))
-    def make(self, name: str) -> object:
-        if any(chat.name == name and chat.place != "trash" for chat in self.all):
-            with pytest.raises(FileExistsError):
-                self._path("chats", name).mkdir()
-            return multiple()
-        return self._made(name)
-
-    @rule(chat=chats, place=st.sampled_from(["chats", "archive"]), name=st.sampled_from(["first", "second", "moved"]))
-    def move_chat(self, chat: ChatModel, place: str, name: str) -> None:
-        taken = any(other.name == name and other is not chat and other.place != "trash" for other in self.all)
-        if taken:
-            with pytest.raises(OSError, match=r"exists|not empty"):
-                self._directory(chat).rename(self._path(place, name))
-        else:
-            self._directory(chat).rename(self._path(place, name))
-            chat.place, chat.name = place, name
-        self._compare(chat)
-
-    @rule(chat=consumes(chats))
-    def trash(self, chat: ChatModel) -> None:
-        self._directory(chat).rmdir()
-        shown = [chat.name, *(f"{chat.name}~{number}" for number in range(2, 50))]
-        taken = {other.name for other in self.all if other.place == "trash"}
-        chat.place, chat.name = "trash", next(name for name in shown if name not in taken)
-        self._compare(chat)
-
-    @rule(target=chats, name=st.sampled_from(["first", "back"]), index=st.integers(0, 5))
-    def restore(self, name: str, index: int) -> object:
-        trashed = [chat for chat in self.all if chat.place == "trash"]
-        if not trashed or any(chat.name == name and chat.place != "trash" for chat in self.all):
-            return multiple()
-        chat = trashed[index % len(trashed)]
-        self._directory(chat).rename(self._path("chats", name))
-        chat.place, chat.name = "chats", name
-        self._compare(chat)
-        return chat
-
-    @rule(really=st.integers(0, 5))
-    def remount(self, really: int) -> None:
-        if really == 0:
-            self.mounted.remount()
-            self._compare_all()
+    def _as_before_or_after(self, chat: ChatModel, before: ChatModel, what: str, *, done: bool) -> None:
+        """Take the model that fits; a refused operation may have been done all the same, but not in part."""
+        after = chat.copy()
+        for candidate in [after] if done else [before, after]:
+            chat.become(candidate)
+            try:
+                self._settled(chat, what)
+            except (AssertionError, OSError, StopIteration):
+                if candidate is after:
+                    raise
+            else:
+                return
 
 
 @pytest.mark.slow
-def test_the_mount_does_what_the_model_does(mounted: Mounted) -> None:
-    machine = type("Machine", (MountMachine,), {"mounted": mounted})
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=20,
-            stateful_step_count=30,
-            deadline=None,
-            derandomize=True,
-            database=None,
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+@pytest.mark.timeout(7200 if torture.LONG else 180)
+def test_the_mount_does_what_the_model_does(tmp_path: Path) -> None:
+    with mounting(tmp_path, program="tests.support.faulty") as mounted:
+        mounted.expected_trouble.append("(?!.*Traceback)")
+        machine = seed(torture.seeded("model").randrange(2**32))(
+            type("Machine", (TroubledMachine,), {"mounted": mounted})
+        )
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=torture.rounds(12, 1000),
+                stateful_step_count=40,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],  # steps are slow: a failure is looked into as it was found
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

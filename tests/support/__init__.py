@@ -2,4 +2,5 @@
 
 import pytest
 
-pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in ("mounts", "programs", "terminal", "waiting")))
+_ASSERTING = ("disks", "model", "mounts", "programs", "promises", "terminal", "waiting")
+pytest.register_assert_rewrite(*(f"{__name__}.{module}" for module in _ASSERTING))

@@ -128,6 +128,8 @@ class Mounted:
     process: subprocess.Popen[bytes] | None = None
     expected_trouble: list[str] = field(default_factory=list)
     """Regular expressions of stderr lines that the test provokes."""
+    program: str = "fusefs"
+    """The module that is run to mount: another one may prepare what the daemon stands on."""
 
     @property
     def mountpoint(self) -> Path:
@@ -152,7 +154,8 @@ class Mounted:
         own = {
             f"XDG_{kind}_HOME": str(self.root / "home" / kind.lower()) for kind in ("DATA", "CONFIG", "CACHE", "STATE")
         }
-        return {**os.environ, **own, "CHATFS_STORE": self.url, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
+        own |= {"CHATFS_STORE": self.url, "CHATFS_FAULT": str(self.root / "fault")}
+        return {**os.environ, **own, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
 
     def __enter__(self) -> Self:
         self.mountpoint.mkdir(parents=True, exist_ok=True)
@@ -164,7 +167,8 @@ class Mounted:
 
     def start(self) -> None:
         """Mount, and return when it answers."""
-        command = [sys.executable, "-m", "fusefs", "--store", self.url, "mount", str(self.mountpoint), "--foreground"]
+        command = [sys.executable, "-m", self.program, "--store", self.url]
+        command += ["mount", str(self.mountpoint), "--foreground"]
         with (self.root / "stderr").open("ab") as stderr:
             self.process = subprocess.Popen(
                 [*command, *self.options],
@@ -264,9 +268,9 @@ class Mounted:
 
 
 @contextlib.contextmanager
-def mounting(root: Path, *options: str) -> Iterator[Mounted]:
+def mounting(root: Path, *options: str, program: str = "fusefs") -> Iterator[Mounted]:
     """A mount for a with statement. When the block ends without an error, its daemon must have had none either."""
-    with Mounted(root, options) as mounted:
+    with Mounted(root, options, program=program) as mounted:
         yield mounted
         if mounted.process is not None:
             mounted.unmount()

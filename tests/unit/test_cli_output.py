@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fusefs.cli.output import escape, size_text, width, write_table
-from fusefs.cli.targets import ChatPath, chat_path, file_store, size, space_path
+from fusefs.cli.targets import ChatPath, chat_path, size, space_path
+from store.errors import InvalidInput
+from store.registry import directory_of
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
@@ -87,10 +90,17 @@ def test_what_names_a_chat() -> None:
         ("file:///a%20b", Path("/a b")),
         ("file://localhost/a", Path("/a")),
         ("a", Path("a").absolute()),
+        ("file:///a%FFb", Path(os.fsdecode(b"/a\xffb"))),
         ("memory:", None),
-        ("nats://host/x", None),
-        ("file://host/a", None),
     ],
 )
 def test_which_stores_are_directories(url: str, path: Path | None) -> None:
-    assert file_store(url) == path
+    assert directory_of(url) == path
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nats://host/x", "file://host/a", "file:", "file://[", "/a\0b", "file:///a%00b", "~nobody-has-it/x"]
+)
+def test_what_names_no_store(url: str) -> None:
+    with pytest.raises(InvalidInput):
+        directory_of(url)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import string
+from unittest.mock import patch
+from zlib import crc32
 
 import orjson
 import pytest
@@ -28,7 +30,7 @@ lookalikes = st.sampled_from(
         b'"\\u0000\\n"',
     ]
 )
-times = st.integers(0, 10**15).map(Millis)
+times = (st.integers(10**12, 10**13 - 1) | st.integers(0, 10**15)).map(Millis)
 new_entries = st.builds(
     NewEntry,
     data=json_values.map(orjson.dumps) | lookalikes | spaced.filter(lambda data: b"\n" not in data),
@@ -161,3 +163,98 @@ def test_reading_may_begin_anywhere(log: list[list[NewEntry]], data: st.DataObje
     crc = everything[at - 1].crc if at else 0
     rest = b"".join(lines[at:])
     assert [entry for entry, _ in codec.decode_lines(rest, after=Seq(at), previous_crc=crc)] == everything[at:]
+
+
+# ---- many at once
+
+
+def outcome(text: bytes, after: int = 0, previous_crc: int = 0, offset: int = 0) -> tuple[list[Entry], object]:
+    """What `decode_lines` gives, in the form of `decode`."""
+    entries: list[Entry] = []
+    try:
+        for entry, _ in codec.decode_lines(text, after=Seq(after), previous_crc=previous_crc, offset=offset):
+            entries.append(entry)
+    except CorruptLog as damage:
+        return entries, (str(damage), damage.seq, damage.offset)
+    return entries, None
+
+
+def at_once(text: bytes, after: int = 0, previous_crc: int = 0, offset: int = 0) -> tuple[list[Entry], object]:
+    entries, damage = codec.decode(text, after=Seq(after), previous_crc=previous_crc, offset=offset)
+    return entries, damage and (str(damage), damage.seq, damage.offset)
+
+
+def changed(text: bytes, data: st.DataObject) -> bytes:
+    """`text` with a few changes, most of them where lines begin and end."""
+    for _ in range(data.draw(st.integers(0, 2))):
+        ends = [index for index, byte in enumerate(text) if byte == 0x0A] or [len(text)]
+        near = data.draw(st.sampled_from([-1, *ends])) + data.draw(st.integers(-20, 60))
+        at = max(0, min(len(text), near if data.draw(st.integers(0, 3)) else data.draw(st.integers(0, len(text)))))
+        cut = data.draw(st.sampled_from([0, 1, 1, 1, 2, 3]))
+        pieces = st.sampled_from(
+            [b"\n", b'"', b'\\"', b",", b'"data":', b'"actor":"x"', b"0", b"7", b" ", b"-", b"_", b"}"]
+        )
+        text = text[:at] + data.draw(pieces | st.binary(max_size=2)) + text[at + cut :]
+    return text
+
+
+@given(logs, st.data())
+def test_decoding_at_once_gives_the_same(log: list[list[NewEntry]], data: st.DataObject):
+    text = encode(log)
+    assert at_once(text) == outcome(text) == (decode(text), None)
+    text = changed(text, data)
+    after, crc = data.draw(st.sampled_from([(0, 0), (1, 0), (0, 5)]))
+    assert at_once(text, after, crc, 100) == outcome(text, after, crc, 100)
+
+
+@given(logs, st.data())
+def test_decoding_at_once_sees_forms_as_parse_does(log: list[list[NewEntry]], data: st.DataObject):
+    # The checksums are right, whatever became of the lines: only their form can tell.
+    crc, lines = 0, []
+    for line in encode(log).splitlines():
+        body = changed(line[:-18], data).replace(b"\n", b" ")
+        crc = crc32(body, crc)
+        lines.append(b'%b,"crc":"%08x"}\n' % (body, crc))
+    text = b"".join(lines)
+    assert at_once(text) == outcome(text)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"seq":1,"ts":179524158200_,"actor":"x","data":1',
+        b'{"seq":1,"ts":+795241582000,"actor":"x","data":1',
+        b'{"seq":1,"ts":1795241582000,"actor":"x"',
+        b'{"seq":1,"ts":1795241582000,"actor":"x"}',
+        b'{"seq":01,"ts":1795241582000,"actor":"x","data":1',
+        b'{"seq":2,"ts":1795241582000,"actor":"x","data":1',
+        b' {"seq":1,"ts":795241582000,"actor":"x","data":1',
+        b'{"sek":1,"ts":1795241582000,"actor":"x","data":1',
+        b'{"seq":1,"ts":1795241582000,"actor":"x","more":-1,"data":1',
+        b'{"seq":1,"ts":1795241582000,"actor":"x","more":7,"other":1,"data":1',
+        b'{"seq":1,"ts":1795241582000,"actor":"x","origin":{"actor":"y","ts":1},"more":7,"data":1',
+        b'{"seq":1,"ts":1795241582000,"actor":"\\q","data":1',
+        b'{"seq":1,"ts":1795241582000,"actor":"x,\\"data\\":","data":1',
+        b'{"seq":1,"ts":1795241582000,"actor":"x","data":',
+        b'{"seq":1,"ts":795241582000,"actor":"x","data":1',
+        b'{"seq":1,"ts":17952415820001,"actor":"x","data":1',
+    ],
+)
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_line_decoded_at_once_has_the_one_form(body: bytes, checked: bool):  # noqa: FBT001
+    text = b'%b,"crc":"%08x"}\n' % (body, crc32(body) if checked else 1)
+    assert at_once(text) == outcome(text)
+
+
+@pytest.mark.parametrize("text", [b"", b"\n", b"\n\n", b"x", b'{"seq":1,"ts":1'])
+def test_decoding_next_to_nothing_at_once(text: bytes):
+    assert at_once(text) == outcome(text)
+
+
+def test_common_lines_need_no_parser():
+    batch = [NewEntry(b'{"n":%d}' % n, "uid:1000/vim") for n in range(500)]
+    text, _ = codec.encode_batch(batch, Seq(9), [1_795_241_582_000 + n for n in range(500)], 7)
+    with patch.object(codec, "parse", side_effect=AssertionError):
+        entries, damage = codec.decode(text, after=Seq(9), previous_crc=7)
+    assert damage is None
+    assert [entry.data for entry in entries] == [new.data for new in batch]

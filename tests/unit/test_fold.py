@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
+from unittest.mock import patch
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from store import events as ev
 from store.fold import ChatState, fold
 from store.history import render
+from store.markdown import escape, is_plain, trim
 from store.model import Entry, Millis, Origin, Seq
-from tests.unit.strategies import JSON, LOGS, entry, examples, log, said
+from tests.unit.strategies import IDS, JSON, LOGS, ODD, ROLES, entry, examples, log, said, texts
 
+FENCES = st.sampled_from(["```", "```json", "````", "``` ", "~~~", "```a`", "\\```", " ```"])
 DIGEST = "sha256:" + "a" * 64
 
 
@@ -68,6 +73,107 @@ def test_the_same_log_gives_the_same_state(entries: list[Entry]):
     assert render(one) == render(other)
     assert list(one.messages()) == list(other.messages())
     assert one.attachments == other.attachments
+
+
+def observed(state: ChatState) -> list[Any]:
+    return [
+        (state.seq, state.ts, state.created, state.title, state.labels, state.size, state.message_count),
+        (state.text_changed_ns, state.attachments_changed_ns, state.preamble_edited),
+        (list(state.attachments.items()), list(state.attachment_state.removed.items())),
+        (render(state), list(state.messages()), [(item.lead, item.tail) for item in state.document.messages()]),
+    ]
+
+
+SHAPELESS = st.fixed_dictionaries(
+    {"type": st.sampled_from([*sorted(ev.KNOWN), "else"]) | JSON},
+    optional={
+        "id": IDS | st.sampled_from(["", "x" * 257, "a\nb"]) | JSON,
+        "role": ROLES | st.sampled_from(["", " x", "a·b", "x" * 65]) | JSON,
+        "content": texts() | JSON,
+        **dict.fromkeys(["after", "md", "append", "lead", "tail", "hidden", "attachments", "name", "text"], JSON),
+        "other": JSON,
+    },
+)
+ORIGINS = st.none() | st.builds(Origin, st.just("somebody"), st.integers(0, 10**15).map(Millis))
+
+
+@examples
+@given(st.lists(st.tuples(ODD | SHAPELESS, ORIGINS), max_size=20), st.data())
+def test_replaying_gives_the_same_state(values: list[tuple[Any, Origin | None]], data: st.DataObject):
+    entries = [entry(seq, value, origin=origin) for seq, (value, origin) in enumerate(values, 1)]
+    if data.draw(st.booleans()):
+        entries = [item if data.draw(st.integers(0, 9)) else item._replace(data=b"[") for item in entries]
+    state, other = ChatState(), ChatState()
+    at = 0
+    while at < len(entries):
+        step = data.draw(st.integers(1, 9))
+        other.replay(entries[at : at + step])
+        for item in entries[at : at + step]:
+            state.apply(item)
+        assert (other.size, other.text_changed_ns) == (state.size, state.text_changed_ns)
+        at += step
+    assert observed(other) == observed(state)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [{"type": "message.appended", "id": id_, "role": role, "content": content}]
+        for id_, role, content in [
+            ("", "user", "hi"),
+            ("x" * 257, "user", "hi"),
+            ("a\nb", "user", "hi"),
+            (5, "user", "hi"),
+            ("a", "a·b", "hi"),
+            ("a", "my agent", "hi"),
+            ("a", ["user"], "hi"),
+            ("a", "user", None),
+            ("a", "user", 5),
+            ("a", "user", {}),
+            ("a", "user", []),
+            ("a", "user", ["hi"]),
+        ]
+    ]
+    + [
+        [user("a", hidden=True), ev.MessageEdited("a", append="more")],
+        [user("a"), ev.MessageEdited("a", append="")],
+        [user("a"), user("a"), ev.MessageEdited("a~2", append="more")],
+        [user("x" * 256), user("x" * 256), ev.MessageEdited("x" * 256 + "~2", append="more")],
+        [user("a"), {"type": "message.edited", "id": "a", "append": 5}],
+        [user("a"), {"type": "message.edited", "id": "a", "append": "more", "role": "tool"}],
+        [user("a"), {"type": "message.edited", "id": "", "append": "more"}],
+        [user("a"), {"type": "message", "id": "b", "role": "user", "content": "hi", "name": 5, "more": {}}],
+        [user("a"), {"type": "message", "id": "b", "role": "user", "content": "hi", "hidden": 5}],
+        [user("a", tail=""), user("b"), user("c", lead="\n"), user("d")],
+        [user("a", tail="x\n"), user("b")],
+        [ev.PreambleEdited(text="intro", tail=""), user("a")],
+    ],
+)
+def test_replaying_what_is_nearly_ordinary_gives_the_same_state(values: list[Any]):
+    state = ChatState()
+    state.replay(log(*values))
+    assert observed(state) == observed(fold(log(*values)))
+
+
+def test_a_replay_that_ends_early_has_what_came_before():
+    def entries() -> Iterator[Entry]:
+        yield from said(("user", "hi"), ("assistant", "ho"))
+        raise EOFError
+
+    state = ChatState()
+    with pytest.raises(EOFError):
+        state.replay(entries())
+    assert observed(state) == observed(fold(said(("user", "hi"), ("assistant", "ho"))))
+
+
+def test_ordinary_events_are_replayed_without_event_objects():
+    words = [ev.MessageEdited("m2", append=" more"), {"type": "else"}, [1]]
+    entries = said(("user", "hi"), ("assistant", "ho"))
+    entries += [entry(3 + n, value) for n, value in enumerate(words)]
+    state = ChatState()
+    with patch.object(ev, "interpret", side_effect=AssertionError):
+        state.replay(entries)
+    assert observed(state) == observed(fold(entries))
 
 
 @examples
@@ -219,6 +325,18 @@ def test_a_block_nested_too_deep_for_json_still_renders():
 
 def test_a_block_whose_type_is_no_text_renders_as_json():
     assert body_of([{"type": []}]) == '```json\n{\n  "type": []\n}\n```\n'
+
+
+@examples
+@given(texts(4) | st.builds("{}\n{}\n{}".format, FENCES, texts(3), FENCES))
+def test_a_plain_body_needs_no_escaping(text: str):
+    if is_plain(text):
+        assert escape(trim(text.encode())) == text.encode()
+
+
+@pytest.mark.parametrize("text", ["hi", "é\n\n# hi `x`", "```\n```", "```json\n{}\n```", "```\n\n# x\n```"])
+def test_most_bodies_are_plain(text: str):
+    assert is_plain(text)
 
 
 # ---- preamble

@@ -25,6 +25,7 @@ from store.drivers.file.objects import MANIFEST_SUFFIX, SMALL_SUFFIX, Objects, s
 from store.drivers.file.staging import LABEL, FileStaging, is_alone
 from store.drivers.file.watch import FILE, Watches
 from store.drivers.signal import Signal
+from store.errors import StoreError
 from store.model import BlobRef, Digest
 
 T = TypeVar("T")
@@ -46,6 +47,10 @@ class FileBlobs:
         """Let go of files."""
         self._objects.close()
 
+    def sync_all(self) -> None:
+        """See `Objects.sync_all`."""
+        self._objects.sync_all("store.sync")
+
     # ---- adding
 
     async def put(self, source: AsyncIterator[bytes] | bytes, *, durable: bool = True) -> BlobRef:
@@ -53,7 +58,7 @@ class FileBlobs:
         if isinstance(source, bytes):
             if len(source) <= CHUNK:
                 return await self._put_small(source, durable=durable)
-            source = _pieces(source)
+            source = _Pieces(source)
         held = bytearray()
         staging: FileStaging | None = None
         at = 0
@@ -70,8 +75,7 @@ class FileBlobs:
             return await staging.commit(durable=durable)
         finally:
             if staging is not None:
-                with trio.CancelScope(shield=True):
-                    await staging.discard()
+                await _drop(staging)
 
     async def _put_small(self, data: bytes, *, durable: bool) -> BlobRef:
         manifest = Manifest(len(data), (sha256(data) if len(data) < 65536 else await self._in_thread(sha256, data),))
@@ -99,8 +103,7 @@ class FileBlobs:
             await self._in_thread(staging.write, staging.size if offset is None else offset, data)
             return await staging.commit(durable=durable)
         finally:
-            with trio.CancelScope(shield=True):
-                await staging.discard()
+            await _drop(staging)
 
     # ---- reading
 
@@ -212,7 +215,7 @@ class FileBlobs:
                 staging = FileStaging.take_over(self._objects, self._limiter, stem, fd, names)
                 if staging is None and self._sweep(Path(stem + LABEL)):
                     for name in names:
-                        os.unlink(f"{stem}.{name}")
+                        durability.system.unlink("draft.drop", f"{stem}.{name}")
         finally:
             if staging is None:
                 os.close(fd)
@@ -222,7 +225,7 @@ class FileBlobs:
         """Remove what is old enough not to be in the making."""
         with contextlib.suppress(FileNotFoundError):
             if time.time() - path.lstat().st_mtime > _SWEEP_SECONDS:
-                path.unlink()
+                durability.system.unlink("draft.sweep", path)
                 return True
         return False
 
@@ -230,9 +233,28 @@ class FileBlobs:
         return await trio.to_thread.run_sync(call, *args, limiter=self._limiter)
 
 
-async def _pieces(data: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(data), CHUNK):
-        yield data[at : at + CHUNK]
+async def _drop(staging: FileStaging) -> None:
+    """Discard a draft without a label; what can't be removed is swept one day."""
+    with trio.CancelScope(shield=True), contextlib.suppress(StoreError):
+        await staging.discard()
+
+
+class _Pieces:
+    """Bytes as a stream; unlike a generator it needs no closing where storing them fails."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = self._data[self._at : self._at + CHUNK]
+        if not piece:
+            raise StopAsyncIteration
+        self._at += len(piece)
+        return piece
 
 
 class _Range:

@@ -29,6 +29,7 @@ class Frozen:
 def make_blob(objects: Objects, frozen: Frozen, *, durable: bool, wait: bool) -> Manifest:
     """Hash what was touched and link it; the manifest comes last. Raises BlockingIOError without `wait`."""
     suffix = SMALL_SUFFIX if frozen.size <= CHUNK else CHUNK_SUFFIX
+    kept_from_base: list[str] = []
     with objects.held(wait=wait):
         base_there = frozen.base is not None and objects.has(frozen.base)
         zeros = ""
@@ -41,6 +42,7 @@ def make_blob(objects: Objects, frozen: Frozen, *, durable: bool, wait: bool) ->
             elif _kept_whole(frozen, index, length):
                 assert frozen.base is not None
                 name = frozen.base.chunks[index]
+                kept_from_base.append(name + suffix)
                 if suffix_of(frozen.base) != suffix or not base_there:
                     new = _relink(objects, frozen.base, name, suffix, durable=durable)
             elif frozen.base is None or frozen.limit <= index * CHUNK:
@@ -55,6 +57,9 @@ def make_blob(objects: Objects, frozen: Frozen, *, durable: bool, wait: bool) ->
                 name = sha256(data)
                 new = objects.add(name + suffix, data, durable=durable)
             hexes.append(name)
+        if durable:
+            # Whoever put the base may not have synced it.
+            objects.require(kept_from_base)
         manifest = manifest_of(frozen.size, hexes)
         if frozen.size > CHUNK:
             _, name = split_digest(manifest.digest)
@@ -84,15 +89,21 @@ def _store_file(objects: Objects, path: str, length: int, suffix: str, *, durabl
                 return name, objects.add(name + suffix, data, durable=durable)
             durability.system.ftruncate("draft.truncate", fd, length)
         data = os.pread(fd, length, 0)
+        name = sha256(data)
         if durable:
-            durability.system.fsync("blob.sync", fd)
+            with objects.synced(path) as failed_before:
+                if failed_before:
+                    return name, objects.add(name + suffix, data, durable=True)
+                durability.system.fsync("blob.sync", fd)
     finally:
         os.close(fd)
-    name = sha256(data)
     return name, objects.install(name + suffix, path, durable=durable, data=data)
 
 
 def _relink(objects: Objects, base: Manifest, name: str, suffix: str, *, durable: bool) -> bool:
     """A chunk of the base becomes a small blob, or the other way round, or the base was deleted: link or check it."""
-    objects.read(name + suffix_of(base), 0, 0)
-    return objects.install(name + suffix, objects.path(name + suffix_of(base)), durable=durable)
+    source = name + suffix_of(base)
+    objects.read(source, 0, 0)
+    if durable:
+        objects.require([source])
+    return objects.install(name + suffix, objects.path(source), durable=durable)

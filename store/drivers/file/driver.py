@@ -1,7 +1,9 @@
 """The `file:` driver: one directory. It hands out logs, documents, blobs and leases, and knows the layout.
 
-Layout: `store.json`, `workspace/<id>/[chats/<id>/]history.jsonl`, `objects/`, `kv/`, `drafts/`, `quarantine/`. Whatever
-begins with a dot is being made or deleted.
+Layout: `store.json`, `workspace/<id>/[chats/<id>/]history.jsonl`, `objects/`, `kv/`, `drafts/`, `quarantine/`,
+`backup/`. Whatever begins with a dot is being made or deleted.
+
+Opened read-only, nothing in the directory is changed, not even by mistake: whatever would, raises ReadOnly.
 
 Concurrency: on the trio loop; files that several processes change are protected by whoever owns them here.
 """
@@ -13,44 +15,48 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import shutil
-import uuid
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
 
-import orjson
 import trio
 
 from store import durability
-from store.driver import BlobStore, Clock, JsonKv, Lease
+from store.driver import Access, BlobStore, Clock, JsonKv, Lease, Progress
 from store.drivers.changes import Changes
+from store.drivers.file import format as store_format
+from store.drivers.file import migration
 from store.drivers.file.blobs import FileBlobs
 from store.drivers.file.kv import FileKv
 from store.drivers.file.lease import FileLease
 from store.drivers.file.log import FileLog
+from store.drivers.file.read_only import ReadOnlyBlobs, ReadOnlyKv, ReadOnlyLease
+from store.drivers.file.stable import Pace
 from store.drivers.file.text import LOG_NAME
 from store.drivers.file.watch import FILE, NAMES, Watches
 from store.drivers.keys import check_space, space_in, spaces_directory
 from store.drivers.signal import Signal
-from store.errors import FormatError, SpaceNotFound
+from store.errors import FormatError, ReadOnly, SpaceNotFound
 from store.model import SpaceId
 
-FORMAT: Final = 1
 THREADS: Final = 8
-_OURS: Final = (".store.json.", "lost+found")
-"""How names begin that may stand in a directory that becomes a store."""
+_REPORT_SECONDS: Final = 0.1
+_DELETED: Final = ".deleted-"
+"""How a space's directory is called while it is being deleted."""
 
 
 class FileDriver:
     """See `store.driver.Driver`."""
 
-    def __init__(self, root: Path, url: str, clock: Clock) -> None:
+    def __init__(self, root: Path, url: str, clock: Clock, *, read_only: bool = False) -> None:
         self.url = url
         self.root = root
         self.clock = clock
+        self.read_only = read_only
         self.limiter = trio.CapacityLimiter(THREADS)
+        self.pace = Pace()
         self._watches = Watches()
         self._signals: weakref.WeakValueDictionary[SpaceId, Signal] = weakref.WeakValueDictionary()
         self._changed: set[SpaceId] = set()
@@ -58,15 +64,17 @@ class FileDriver:
         self._watched: dict[SpaceId, list[Callable[[], None]]] = {}
         self._listed: set[str] = set()
         self._closed = False
-        self.kv: JsonKv = FileKv(root, self._watches, self.limiter)
-        self._blobs = FileBlobs(root, self._watches, self.limiter)
+        self.kv: JsonKv = (ReadOnlyKv if read_only else FileKv)(root, self._watches, self.limiter)
+        self._blobs = (ReadOnlyBlobs if read_only else FileBlobs)(root, self._watches, self.limiter)
         self.blobs: BlobStore = self._blobs
-        self.leases: Lease = FileLease(self.local_dir, clock, self.limiter)
+        self.leases: Lease = (ReadOnlyLease if read_only else FileLease)(self.local_dir, clock, self.limiter)
 
     async def open_log(self, space: SpaceId, *, create: bool = False) -> FileLog:
         """See Driver."""
         directory = self.local_dir(space)
+        self._refuse_links(space)
         if create and not (directory / LOG_NAME).exists():
+            self._check_writable(f"making {space}")
             with durability.failing(f"making {space}"):
                 await trio.to_thread.run_sync(self._make_space, directory, limiter=self.limiter)
         log = FileLog(self, space)
@@ -77,13 +85,25 @@ class FileDriver:
             raise
         return log
 
+    def _refuse_links(self, space: SpaceId) -> None:
+        """A link in the place of a directory would lead out of the store."""
+        path = str(self.root)
+        for part in space.split("/"):
+            path = f"{path}/{part}"
+            if os.path.islink(path):
+                raise FormatError(
+                    f"{path} is a symbolic link, which isn't followed: put the store's own directory there"
+                )
+
     async def spaces(self, under: str = "workspace") -> list[SpaceId]:
         """See Driver."""
         directory = spaces_directory(under)
         await trio.lowlevel.checkpoint()
         with durability.failing(f"listing {under}"):
             try:
-                names = sorted(entry.name for entry in os.scandir(self.root / directory) if entry.is_dir())
+                names = sorted(
+                    entry.name for entry in os.scandir(self.root / directory) if entry.is_dir(follow_symlinks=False)
+                )
             except FileNotFoundError:
                 return []
         return [space for space in (space_in(directory, name) for name in names) if space is not None]
@@ -91,6 +111,7 @@ class FileDriver:
     async def delete_space(self, space: SpaceId) -> None:
         """See Driver."""
         directory = self.local_dir(space)
+        self._check_writable(f"deleting {space}")
         with durability.failing(f"deleting {space}"):
             try:
                 await trio.to_thread.run_sync(self._delete_space, directory, limiter=self.limiter)
@@ -121,7 +142,7 @@ class FileDriver:
         directory = self.root / spaces_directory(under)
         with durability.failing(f"watching {under}"), contextlib.suppress(FileNotFoundError, PermissionError):
             # Where it can't be made, its parent is missing or can't be written: the watch begins when it appears.
-            if directory.parent.is_dir() and not directory.is_dir():
+            if directory.parent.is_dir() and not directory.is_dir() and not self.read_only:
                 durability.make_dirs("space.make", directory, self.root)
 
         def told(_mask: int, name: str) -> None:
@@ -145,14 +166,7 @@ class FileDriver:
     async def sync(self) -> None:
         """See Driver."""
         with durability.failing("syncing the store"):
-            await trio.to_thread.run_sync(self._sync_all, limiter=self.limiter)
-
-    def _sync_all(self) -> None:
-        fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            durability.system.syncfs("store.sync", fd)
-        finally:
-            os.close(fd)
+            await trio.to_thread.run_sync(self._blobs.sync_all, limiter=self.limiter)
 
     async def aclose(self) -> None:
         """See Driver. Logs and stagings are their holders' to close."""
@@ -178,6 +192,10 @@ class FileDriver:
 
     # ---- inside
 
+    def _check_writable(self, what: str) -> None:
+        if self.read_only:
+            raise ReadOnly(f"{what}: the store was opened read-only")
+
     def _report(self, space: SpaceId) -> None:
         self._changed.add(space)
         self._change.notify()
@@ -198,7 +216,6 @@ class FileDriver:
         durability.make_dirs("space.make", directory.parent, self.root)
         fresh = directory.parent / f".new-{secrets.token_hex(8)}"
         durability.system.mkdir("space.make", fresh)
-        fresh.chmod(durability.DIRECTORY_MODE)
         try:
             durability.write_new("space.make", fresh / LOG_NAME, b"", durable=False)
             try:
@@ -209,55 +226,65 @@ class FileDriver:
                 with contextlib.suppress(FileExistsError):
                     durability.write_new("space.make", directory / LOG_NAME, b"", durable=False)
         finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                durability.remove_tree("space.make", fresh)
 
     def _delete_space(self, directory: Path) -> None:
-        gone = self.root / f".deleted-{secrets.token_hex(8)}"
+        gone = self.root / f"{_DELETED}{secrets.token_hex(8)}"
         durability.system.rename("space.delete", directory, gone)
         durability.fsync_dir("space.delete", directory.parent)
         durability.fsync_dir("space.delete", self.root)
-        shutil.rmtree(gone)
+        durability.remove_tree("space.delete", gone)
 
 
-async def open_file(path: Path, url: str, *, clock: Clock) -> FileDriver:
-    """Open the store at `path`, or make one there if there is nothing. Raises FormatError."""
-    with durability.failing(f"opening the store at {path}"):
-        await trio.to_thread.run_sync(_open_root, path)
-    return FileDriver(path, url, clock)
+async def open_file(path: Path, url: str, *, clock: Clock, access: Access, progress: Progress | None) -> FileDriver:
+    """Open the store at `path`, see `Access`. Raises FormatError, StoreNotFound, ReadOnly, BackendError."""
+    read_only = await trio.to_thread.run_sync(_open_root, path, access, _Reports(progress))
+    return FileDriver(path, url, clock, read_only=read_only)
 
 
-def _open_root(path: Path) -> None:
-    described = path / "store.json"
-    if not described.exists():
-        _make_root(path, described)
-    try:
-        found = orjson.loads(described.read_bytes())
-        version = found["format"]
-    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-        raise FormatError(f"{described} doesn't describe a chatfs store: restore it from a backup") from error
-    if version != FORMAT:
-        raise FormatError(f"the store at {path} has format {version}, this chatfs knows {FORMAT}: use a newer chatfs")
+class _Reports:
+    """Takes what a thread reports to the trio loop, now and then; raises Cancelled where its caller was cancelled."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress = progress
+        self._next = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        trio.from_thread.check_cancelled()
+        now = time.monotonic()
+        if self._progress is not None and (now >= self._next or done == total > 0):
+            self._next = now + _REPORT_SECONDS
+            trio.from_thread.run_sync(self._progress, done, total)
+
+
+def _open_root(path: Path, access: Access, report: migration.Report) -> bool:
+    """Whether it is opened read-only."""
+    found = store_format.read(path)
+    if found is None:
+        if access is Access.MAKE:
+            with durability.failing(f"making a store at {path}"):
+                store_format.make(path)
+        found = store_format.require(path)
+    store_format.refuse_links(path)
+    if access is Access.READ:
+        return True
+    why = store_format.why_read_only(path)
+    if why and access is not Access.LOOK:
+        raise ReadOnly(f"the store at {path} can't be written ({why}): it can only be read")
+    if why or (found.format < store_format.FORMAT and access is Access.LOOK):
+        return True
+    if found.format < store_format.FORMAT:
+        with durability.failing(f"migrating the store at {path} to format {store_format.FORMAT}"):
+            migration.migrate(path, report)
+    with contextlib.suppress(OSError):
+        _finish(path)
+    return False
+
+
+def _finish(path: Path) -> None:
+    """What a crash interrupted: what is deleted stays deleted."""
+    migration.finish(path, store_format.FORMAT)
     for name in os.listdir(path):
-        if name.startswith(".deleted-"):
-            # A crash came between: what is deleted stays deleted.
-            shutil.rmtree(path / name, ignore_errors=True)
-
-
-def _make_root(path: Path, described: Path) -> None:
-    missing = path
-    while not missing.exists():
-        missing = missing.parent
-    changed = durability.make_dirs("store.make", path, missing)
-    strangers = [name for name in os.listdir(path) if not name.startswith(_OURS)]
-    if strangers and not described.exists():
-        raise FormatError(f"{path} isn't empty and isn't a chatfs store: choose another directory")
-    beside = durability.temporary(described)
-    durability.write_new("store.make", beside, orjson.dumps({"format": FORMAT, "id": str(uuid.uuid4())}) + b"\n")
-    try:
-        # Of several processes that make the store at once, one's description stays.
-        with contextlib.suppress(FileExistsError):
-            durability.system.link("store.make", beside, described)
-    finally:
-        beside.unlink()
-    for directory in {path, *changed}:
-        durability.fsync_dir("store.make", directory)
+        if name.startswith(_DELETED):
+            durability.remove_tree("space.delete", path / name)

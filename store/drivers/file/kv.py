@@ -54,6 +54,9 @@ class FileKv:
         self._lock = self._directory / ".lock"
         self._watches = watches
         self._limiter = limiter
+        self._synced = False
+        self._doubtful = False
+        """Whether a document was deleted and that couldn't be made durable."""
 
     async def get(self, key: str) -> Document | None:
         """See JsonKv."""
@@ -101,17 +104,27 @@ class FileKv:
             conflict = self._conflict(path, if_match)
             if conflict is None:
                 durability.atomic_replace("kv.put", path, data)
+                if not self._synced:
+                    # Whoever made the directory may not have synced its name: once per instance.
+                    durability.fsync_dir("kv.put", self._root)
+                    self._synced = True
             return conflict
 
     def _delete(self, key: str, if_match: Etag | None) -> EtagConflict | None:
         path = self._directory / file_name(key)
-        if if_match is None and not path.exists():
+        if if_match is None and not path.exists() and not self._doubtful:
             return None
         with locks.blocking_lock(self._lock, self._make_lock):
             conflict = self._conflict(path, if_match)
             if conflict is None and path.exists():
+                self._doubtful = True
                 durability.system.unlink("kv.delete", path)
                 durability.fsync_dir("kv.delete", self._directory)
+                self._doubtful = False
+            elif self._doubtful:
+                # One was unlinked, and that may not be durable.
+                durability.sync_names_again("kv.delete", self._directory)
+                self._doubtful = False
             return conflict
 
     def _conflict(self, path: Path, if_match: Etag | None) -> EtagConflict | None:
@@ -126,7 +139,7 @@ class FileKv:
 
     def _make_lock(self) -> int:
         self._make()
-        return os.open(self._lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, durability.FILE_MODE)
+        return durability.system.open("kv.lock", self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
 
     def _read(self, path: Path) -> Document | None:
         found = self._load(path)

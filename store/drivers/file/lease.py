@@ -8,7 +8,6 @@ and a rename; where another came first, it is all done again.
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -125,12 +124,14 @@ class FileLease:
             grant = decide(None if before is None else _decode(space, before))
             record = {"holder": grant.holder, "epoch": grant.epoch, "expires": grant.expires}
             beside = durability.temporary(path)
+            renamed = False
             try:
                 await self._in_thread(durability.write_new, "lease", beside, orjson.dumps(record) + b"\n")
                 async with locks.waiting_lock(directory / LOG_NAME, self._limiter):
                     if self._read(space) != before:
                         continue
                     durability.system.rename("lease", beside, path)
+                    renamed = True
                 await self._in_thread(durability.fsync_dir, "lease", directory)
                 return grant
             except FileNotFoundError as error:
@@ -138,8 +139,8 @@ class FileLease:
             except OSError as error:
                 raise durability.store_error(error, f"changing the lease of {space}") from error
             finally:
-                with contextlib.suppress(OSError):
-                    beside.unlink()
+                if not renamed:
+                    durability.discard("lease", beside)
 
     async def _in_thread(self, call: Callable[..., None], *args: object) -> None:
         await trio.to_thread.run_sync(call, *args, limiter=self._limiter)

@@ -5,14 +5,14 @@ as in others; whoever holds it may append, repair and replace the file. Between 
 flock there is no await, so appends of one process never interleave.
 
 A failed append is undone with ftruncate. Where that fails, or an fsync does, nobody knows what the disk has: the
-instance refuses appends and syncs until the log is opened again.
+instance refuses appends and syncs until `recover` has looked, and written again what may be lost (`stable`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Protocol
@@ -25,10 +25,11 @@ from store.drivers.batch import encode
 from store.drivers.file import locks, repair
 from store.drivers.file.lease import EpochRecord
 from store.drivers.file.readers import Backward, Cursor, Forward
-from store.drivers.file.tail import Mark, locate
+from store.drivers.file.stable import Pace, Stable, checked
+from store.drivers.file.tail import UNSYNCED, Mark, locate, pread_all
 from store.drivers.file.text import BASE_NAME, Look, Text, encode_base
 from store.drivers.signal import Signal
-from store.errors import ReadOnly, SeqConflict, SpaceNotFound, StaleEpoch, StoreFailed
+from store.errors import ReadOnly, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed
 from store.model import Entry, Epoch, Head, NewEntry, Seq, SpaceId
 
 
@@ -38,6 +39,8 @@ class Surroundings(Protocol):
     root: Path
     clock: Clock
     limiter: trio.CapacityLimiter
+    pace: Pace
+    read_only: bool
 
     def signal(self, space: SpaceId) -> Signal:
         """The space's, shared by all instances in this driver."""
@@ -54,14 +57,13 @@ class FileLog:
     def __init__(self, around: Surroundings, space: SpaceId) -> None:
         self.space = space
         self._around = around
-        self.text = Text(space, around.root / space)
+        self.text = Text(space, around.root / space, read_only=around.read_only)
         self._epochs = EpochRecord(space, self.text.directory)
         self.signal = around.signal(space)
         self._mutex = trio.Lock()
-        self._failed: str | None = None
-        self._syncing: trio.Event | None = None
-        self._synced = (-1, 0)
-        """The text's generation and size that are known to be on stable storage."""
+        self._stable = Stable(self.text, around.root, around.pace, around.limiter)
+        self._attempted = b""
+        """What a failed append tried to write behind the head, where it couldn't be undone."""
         self._subscriptions: set[Subscription] = set()
 
     async def open(self) -> None:
@@ -69,6 +71,7 @@ class FileLog:
         async with self._flock():
             with durability.failing(f"opening the log of {self.space}"):
                 self._attach()
+                self._stable.opened()
 
     # ---- looking
 
@@ -92,6 +95,15 @@ class FileLog:
     def read(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
         """See AppendLog."""
         return Backward(self.text, since, limit) if reverse else Forward(self.text, since, limit)
+
+    @property
+    def text_id(self) -> int:
+        """See AppendLog."""
+        return hash((self.text.inode, self.text.head.first_seq))
+
+    def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[list[Entry], None]:
+        """See AppendLog."""
+        return Forward(self.text, since, None).batches()
 
     def read_text(self, offset: int, size: int) -> bytes:
         """See AppendLog."""
@@ -122,22 +134,29 @@ class FileLog:
         """See AppendLog."""
         text = self.text
         text.check_open()
+        seq = None
         if not self._mutex.locked() and locks.try_lock(text.fd):
             # No await before it is given back.
             try:
                 stat = os.fstat(text.fd)
                 if stat.st_nlink:
-                    return self._append(batch, expected_seq, epoch, stat.st_size)
+                    seq = self._append(batch, expected_seq, epoch, stat.st_size)
             finally:
                 locks.unlock(text.fd)
-        async with self._locked():
-            return self._append(batch, expected_seq, epoch, os.fstat(text.fd).st_size)
+        if seq is None:
+            async with self._locked():
+                seq = self._append(batch, expected_seq, epoch, os.fstat(text.fd).st_size)
+        if text.head.size > self._stable.due:
+            # What was appended stays so, whatever becomes of the sync: a failure meets the next append or sync.
+            with trio.CancelScope(shield=True), contextlib.suppress(StoreError):
+                await self.sync()
+        return seq
 
     def _append(self, batch: Sequence[NewEntry], expected_seq: Seq | None, epoch: Epoch | None, size: int) -> Seq:
         """Under the lock, with the file that is there now."""
         text = self.text
-        if self._failed is not None:
-            raise StoreFailed(self._failed)
+        if (failure := self._stable.failure) is not None:
+            raise failure
         if size != text.head.size or text.damage is not None:
             self._settle()
             text.raise_damage()
@@ -154,7 +173,7 @@ class FileLog:
         try:
             durability.write_all("log.append", text.fd, data)
         except BaseException as error:
-            self._undo()
+            self._undo(data)
             if isinstance(error, OSError):
                 raise durability.store_error(error, f"appending to {self.space}") from error
             raise
@@ -162,11 +181,15 @@ class FileLog:
         self.signal.notify()
         return head.seq
 
-    def _undo(self) -> None:
+    def _undo(self, data: bytes) -> None:
+        fd, size = self.text.fd, self.text.head.size
         try:
-            durability.system.ftruncate("log.undo", self.text.fd, self.text.head.size)
+            if os.fstat(fd).st_size > size:
+                durability.system.ftruncate("log.undo", fd, size)
+                durability.system.fdatasync("log.undo", fd)  # as in `_cut`
         except OSError as error:
-            self._failed = f"a failed append to {self.space} couldn't be undone ({error}): open the log again"
+            self._attempted = data
+            self._stable.failed(f"undoing a failed append to {self.space} failed", error)
 
     # ---- under the lock
 
@@ -200,6 +223,7 @@ class FileLog:
         if text.interrupted:
             self._finish_truncation()
         self._settle()
+        self._stable.due = text.head.size + UNSYNCED
 
     def _settle(self) -> None:
         """Take in what others appended; move a torn tail to quarantine."""
@@ -207,16 +231,24 @@ class FileLog:
         torn = text.settle()
         if torn and text.writable:
             with durability.failing(f"repairing the log of {self.space}"):
-                repair.quarantine(self._around.root, self.space, torn, text.head, self._around.clock())
-                durability.system.ftruncate("log.repair", text.fd, text.head.size)
+                self._cut(torn)
+
+    def _cut(self, torn: bytes) -> None:
+        """Move what stands behind the head to quarantine."""
+        text = self.text
+        repair.quarantine(self._around.root, self.space, torn, text.head, self._around.clock())
+        durability.system.ftruncate("log.repair", text.fd, text.head.size)
+        # Else a power cut could leave old bytes among those that are appended next, which isn't a torn tail.
+        with self._stable.decisive("repairing"):
+            durability.system.fdatasync("log.repair", text.fd)
 
     # ---- truncating
 
     async def truncate_before(self, seq: Seq) -> None:
         """See AppendLog."""
         async with self._locked():
-            if self._failed is not None:
-                raise StoreFailed(self._failed)
+            if (failure := self._stable.failure) is not None:
+                raise failure
             self._settle()
             text = self.text
             text.raise_damage()
@@ -244,7 +276,8 @@ class FileLog:
         directory = text.directory
         beside = durability.temporary(text.path)
         if record:
-            durability.system.fdatasync("log.truncate", text.fd)
+            with self._stable.decisive("truncating"):
+                durability.system.fdatasync("log.truncate", text.fd)
         target = durability.create("log.truncate", beside)
         try:
             offset = base.end
@@ -256,12 +289,12 @@ class FileLog:
                 durability.atomic_replace("log.base", directory / BASE_NAME, encode_base(base))
             durability.system.rename("log.truncate", beside, text.path)
         except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
+            durability.discard("log.truncate", beside)
             raise
         finally:
             os.close(target)
-        durability.fsync_dir("log.truncate", directory)
+        with self._stable.decisive("truncating"):
+            durability.fsync_dir("log.truncate", directory)
 
     def _finish_truncation(self) -> None:
         """The base is written, the log isn't shortened yet: do that."""
@@ -279,49 +312,50 @@ class FileLog:
 
     async def sync(self) -> None:
         """See AppendLog."""
-        text = self.text
-        text.check_open()
-        wanted = (text.generation, os.fstat(text.fd).st_size)
-        while self._failed is None:
-            generation, size = self._synced
-            if generation > wanted[0] or (generation == wanted[0] and size >= wanted[1]):
+        await self._stable.sync()
+
+    @property
+    def failure(self) -> StoreFailed | None:
+        """See AppendLog."""
+        return self._stable.failure
+
+    async def recover(self) -> None:
+        """See AppendLog."""
+        async with self._locked():
+            if self._stable.failure is None:
                 return
-            if self._syncing is not None:
-                await self._syncing.wait()
-                continue
-            await self._sync_now()
-        raise StoreFailed(self._failed)
+            text = self.text
+            with durability.failing(f"recovering the log of {self.space}"):
+                if not text.writable:
+                    raise ReadOnly(f"the log of {self.space} can't be written")
+                since = self._stable.stable_mark()
+                known = text.head.seq
+                self._cut_attempted()
+                self._attach()
+                if text.head.seq < known:
+                    text.shrank()
+                text.raise_damage()
+                # A thread, and the flock stays held: other instances wait.
+                await trio.to_thread.run_sync(self._write_again, since, limiter=self._around.limiter)
 
-    async def _sync_now(self) -> None:
+    def _cut_attempted(self) -> None:
+        """Undo a failed append now, unless another instance has appended behind it."""
         text = self.text
-        text.check_open()
-        # A descriptor of its own, since the text may be attached to another file meanwhile.
-        with durability.failing(f"syncing the log of {self.space}"):
-            fd = os.dup(text.fd)
-        done = self._syncing = trio.Event()
-        covers = (text.generation, os.fstat(fd).st_size)
-        directories = self._synced[0] < 0
-        try:
-            await trio.to_thread.run_sync(self._sync_file, fd, directories, limiter=self._around.limiter)
-            self._synced = covers
-        except OSError as error:
-            self._failed = f"the log of {self.space} couldn't be made durable ({error}): open it again"
-            raise durability.store_error(error, f"syncing the log of {self.space}") from error
-        finally:
-            os.close(fd)
-            self._syncing = None
-            done.set()
+        rest = pread_all(text.fd, len(self._attempted) + 1, text.head.size) if self._attempted else b""
+        if rest and self._attempted.startswith(rest):
+            self._cut(rest)
+        self._attempted = b""
 
-    def _sync_file(self, fd: int, directories: bool) -> None:  # noqa: FBT001
-        durability.system.fdatasync("log.sync", fd)
-        if directories:
-            # Whoever made the log may not have synced its name: once per instance, up to the root.
-            directory = self.text.directory
-            while True:
-                durability.fsync_dir("log.sync", directory)
-                if directory == self._around.root:
-                    return
-                directory = directory.parent
+    def _write_again(self, since: Mark | None) -> None:
+        text = self.text
+        if since is not None:
+            self._stable.rewrite(since)
+        else:
+            for _ in checked(text, text.base):
+                pass
+            self._replace(text.base, False)
+            text.attach()
+        self._stable.rewritten()
 
     async def aclose(self) -> None:
         """See AppendLog."""

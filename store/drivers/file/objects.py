@@ -1,7 +1,14 @@
 """Blobs as files under `objects/ab/`: `<hex>` a small blob, `<hex>.chunk` a chunk, `<hex>.chunks` a manifest.
 
 A small blob and an equal chunk are two links to be listed and deleted apart. Files are never changed once they are
-there; one whose bytes are not what its name says (a power cut before they were synced) is replaced.
+there; one whose bytes are not what its name says (a power cut before they were synced), or that somebody else put there
+and may not have synced, is replaced by one that is synced, where that is asked for.
+
+What was added without that is `pending` until syncfs(2) has succeeded. Where it fails, those files are written again:
+another syncfs would prove nothing (`store.durability`).
+
+Adding a blob, also one that is there, makes its mtime the present: what was added lately is never swept, since the
+event that will name it may not be in a log yet.
 
 Concurrency: for any thread. Who adds holds `objects/.lock` shared, who deletes holds it alone, so that nobody relies on
 a chunk that is being deleted. Reading takes no lock.
@@ -16,7 +23,7 @@ import fcntl
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +63,13 @@ class Objects:
         self._durable: OrderedDict[str, None] = OrderedDict()
         self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
         self._announce_fd = -1
+        self._syncing = threading.Lock()
+        self._root_fd = -1
+        self._pending: OrderedDict[str, None] = OrderedDict()
+        self._lost = False
+        """Whether a syncfs has failed since what is pending was added."""
+        self._doubtful: set[str] = set()
+        """Directories and drafts of which an fsync has failed."""
 
     def path(self, name: str) -> str:
         """Where the object `name` (hex and suffix) is."""
@@ -64,21 +78,21 @@ class Objects:
     def close(self) -> None:
         """Let go of the file of announcements."""
         with self._guard:
-            if self._announce_fd >= 0:
-                os.close(self._announce_fd)
-                self._announce_fd = -1
+            for fd in (self._announce_fd, self._root_fd):
+                if fd >= 0:
+                    os.close(fd)
+            self._announce_fd = self._root_fd = -1
 
     # ---- locking
 
     @contextlib.contextmanager
     def held(self, *, alone: bool = False, wait: bool = True) -> Iterator[None]:
         """Hold the lock; raises BlockingIOError where it isn't free and `wait` is off."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
-            fd = os.open(self._lock, flags, durability.FILE_MODE)
+            fd = os.open(self._lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             self.make()
-            fd = os.open(self._lock, flags, durability.FILE_MODE)
+            fd = durability.system.open("blob.lock", self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
         try:
             fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
             yield
@@ -171,31 +185,32 @@ class Objects:
 
     # ---- adding, with the lock held
 
-    def install(self, name: str, source: str, *, durable: bool, data: bytes | None = None) -> bool:
+    def install(self, name: str, source: str, *, durable: bool, data: bytes | None = None, fresh: bool = False) -> bool:
         """Link `source`, a complete file (synced, if `durable`), under `name`; return whether it wasn't there.
 
-        `data` is its bytes where they are known to be right.
+        `data` is its bytes where they are known to be right; `fresh`: it was written just now.
         """
         path = self.path(name)
         try:
             self._link(source, path)
             new = True
+            # One that was there before may have been deleted by another process.
+            self._not_durable(path)
         except FileExistsError:
             new = False
-            if not self._is_intact(name):
+            if not self._is_intact(name) or (durable and path not in self._durable):
                 beside = f"{path}.{os.getpid()}.{threading.get_ident()}.tmp"
                 durability.system.link("blob.heal", source, beside)
                 durability.system.rename("blob.heal", beside, path)
-            elif durable and path not in self._durable:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                try:
-                    durability.system.fsync("blob.resync", fd)
-                finally:
-                    os.close(fd)
-        if data is not None:
+                self._not_durable(path)
+        if not (new and fresh):
+            durability.system.utime("blob.touch", path)
+        if data is not None or not new:
             stat = os.lstat(path)
             self._remember(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
-        if durable and path not in self._durable:
+        if not durable:
+            self._put_off(name, path)
+        elif path not in self._durable:
             self._sync_names(path)
         return new
 
@@ -208,9 +223,9 @@ class Objects:
             durability.make_dirs("draft.make", self.drafts, self.root)
             durability.write_new("blob.write", beside, data, durable=durable)
         try:
-            return self.install(name, str(beside), durable=durable, data=data)
+            return self.install(name, str(beside), durable=durable, data=data, fresh=True)
         finally:
-            os.unlink(beside)
+            durability.discard("blob.write", beside)
 
     def _link(self, source: str, path: str) -> None:
         try:
@@ -218,6 +233,10 @@ class Objects:
         except FileNotFoundError:
             durability.make_dirs("blob.make", Path(path).parent, self.root)
             durability.system.link("blob.link", source, path)
+
+    def _not_durable(self, path: str) -> None:
+        with self._guard:
+            self._durable.pop(path, None)
 
     def _is_intact(self, name: str) -> bool:
         try:
@@ -228,14 +247,81 @@ class Objects:
 
     def _sync_names(self, path: str) -> None:
         parent = Path(path).parent
-        durability.fsync_dir("blob.sync", parent)
+        self.sync_dir("blob.sync", parent)
         if str(parent) not in self._durable:
-            # Whoever made the directory may not have synced its name: once per process.
-            durability.fsync_dir("blob.sync", self.directory)
+            # Whoever made the directories may not have synced their names: once per process.
+            self.sync_dir("blob.sync", self.directory)
+            self.sync_dir("blob.sync", self.root)
         with self._guard:
             self._durable[path] = self._durable[str(parent)] = None
             while len(self._durable) > _CHECKED:
                 self._durable.popitem(last=False)
+
+    def sync_dir(self, label: str, path: Path) -> None:
+        """Make the names in a directory durable."""
+        with self.synced(str(path)) as failed_before:
+            (durability.sync_names_again if failed_before else durability.fsync_dir)(label, path)
+
+    @contextlib.contextmanager
+    def synced(self, path: str) -> Iterator[bool]:
+        """An fsync of a file or directory; gives whether one has failed before."""
+        try:
+            yield path in self._doubtful
+        except OSError:
+            self._doubtful.add(path)
+            raise
+        self._doubtful.discard(path)
+
+    # ---- what was added and isn't synced
+
+    def _put_off(self, name: str, path: str) -> None:
+        if path not in self._durable:
+            with self._guard:
+                if self._root_fd < 0:
+                    # An error is told once to every open descriptor, so this one has to be open from now on.
+                    self._root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                self._pending[name] = None
+                if len(self._pending) > _CHECKED:
+                    self._pending.popitem(last=False)
+
+    def require(self, names: Iterable[str]) -> None:
+        """Return when these objects, that were there already, survive a power cut."""
+        paths = [path for path in map(self.path, names) if path not in self._durable]
+        if paths:
+            self.sync_all("blob.require")
+            with self._guard:
+                self._durable.update(dict.fromkeys(paths))
+
+    def sync_all(self, label: str) -> None:
+        """Return when everything on the file system that was written before survives a power cut. Costly."""
+        with self._syncing:
+            with self._guard:
+                if self._root_fd < 0:
+                    self._root_fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                pending = list(self._pending)
+            if self._lost:
+                for name in pending:
+                    self._write_again(label, name)
+            try:
+                durability.system.syncfs(label, self._root_fd)
+            except OSError:
+                self._lost = True
+                raise
+            self._lost = False
+            with self._guard:
+                for name in pending:
+                    self._pending.pop(name, None)
+
+    def _write_again(self, label: str, name: str) -> None:
+        path = self.path(name)
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except FileNotFoundError:
+            return
+        self._check(name, data)
+        durability.atomic_replace(label, Path(path), data)
+        self._sync_names(path)
 
     def announce(self, digest: Digest) -> None:
         """Tell watchers in all processes that a blob is there now."""
@@ -263,7 +349,7 @@ class Objects:
         """Delete a blob, and those of its chunks that no other blob has."""
         is_long, name = split_digest(digest)
         if not is_long:
-            self._unlink(name)
+            self.drop(name)
             return
         try:
             chunks = set(self.manifest(digest).chunks)
@@ -271,7 +357,7 @@ class Objects:
             return
         except CorruptBlob:
             chunks = set()
-        self._unlink(name + MANIFEST_SUFFIX)
+        self.drop(name + MANIFEST_SUFFIX)
         with self._guard:
             self._manifests.pop(digest, None)
         for other in self.names(MANIFEST_SUFFIX):
@@ -280,9 +366,10 @@ class Objects:
             with open(self.path(other), "rb") as file:
                 chunks.difference_update(line.decode() for line in file.read().split(b"\n")[1:])
         for chunk in chunks:
-            self._unlink(chunk + CHUNK_SUFFIX)
+            self.drop(chunk + CHUNK_SUFFIX)
 
-    def _unlink(self, name: str) -> None:
+    def drop(self, name: str) -> None:
+        """Delete one object."""
         path = self.path(name)
         with contextlib.suppress(FileNotFoundError):
             durability.system.unlink("blob.delete", path)

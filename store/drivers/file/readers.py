@@ -9,7 +9,7 @@ by a shorter one (a truncation) between two pieces.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Final
 
 import trio
@@ -33,17 +33,34 @@ class Cursor:
         self._text = text
         self.seq: int = since or text.base.seq
         self._generation = -1
+        self._piece = _FIRST_WINDOW
         self._at = ORIGIN
-        self._entries: Iterator[tuple[Entry, int]] = iter(())
+        self._entries: Iterator[Entry] = iter(())
+        self._damage: CorruptLog | None = None
 
     def ready(self) -> Entry | None:
         """The next entry of the piece that was read last. Raises CorruptLog."""
-        for entry, end in self._entries:
-            self._at = Mark(entry.seq, entry.ts, entry.crc, end)
+        for entry in self._entries:
             if entry.seq > self.seq:
                 self.seq = entry.seq
                 return entry
+        self._raise_damage()
         return None
+
+    def batch(self) -> list[Entry]:
+        """All entries of the piece that was read last and that `ready` would still give. Raises CorruptLog."""
+        seq = self.seq
+        found = [entry for entry in self._entries if entry.seq > seq]
+        if found:
+            self.seq = found[-1].seq
+        else:
+            self._raise_damage()
+        return found
+
+    def _raise_damage(self) -> None:
+        damage, self._damage = self._damage, None
+        if damage is not None:
+            raise damage
 
     def fill(self) -> bool:
         """Read the next piece; False at the head. Raises Truncated."""
@@ -57,7 +74,8 @@ class Cursor:
             self._generation = text.generation
         at = self._at.end
         left = text.head.size - at
-        size = PIECE
+        size = self._piece
+        self._piece = min(PIECE, size * 4)
         while True:
             piece = pread_all(text.fd, min(size, left), at)
             whole = piece.rfind(b"\n") + 1
@@ -66,7 +84,12 @@ class Cursor:
             size *= 4
         if not whole:
             raise StoreFailed(f"the log of {text.space} ends before entry {text.head.seq}: run chatfs fsck")
-        self._entries = codec.decode_lines(piece[:whole], after=Seq(self._at.seq), previous_crc=self._at.crc, offset=at)
+        before = self._at
+        entries, self._damage = codec.decode(piece[:whole], after=Seq(before.seq), previous_crc=before.crc, offset=at)
+        if self._damage is None:
+            last = entries[-1]
+            self._at = Mark(last.seq, last.ts, last.crc, at + whole)
+        self._entries = iter(entries)
         return True
 
 
@@ -96,6 +119,28 @@ class Forward:
         if self._left is not None:
             self._left -= 1
         return entry
+
+    async def batches(self) -> AsyncGenerator[list[Entry], None]:
+        """The same entries, as many at once as were read at once: for who takes them all."""
+        cursor = self._cursor
+        while self._left != 0:
+            entries = cursor.batch()
+            if not entries:
+                await trio.lowlevel.checkpoint()
+                if cursor.seq >= self._until or not cursor.fill():
+                    self._text.raise_damage()
+                    return
+                continue
+            surplus = entries[-1].seq - self._until
+            if surplus > 0:
+                del entries[len(entries) - surplus :]
+            if self._left is not None:
+                del entries[self._left :]
+                self._left -= len(entries)
+            if entries:
+                yield entries
+            if surplus > 0:
+                return
 
 
 class Backward:

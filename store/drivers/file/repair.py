@@ -18,8 +18,8 @@ from store.model import Head, Millis, SpaceId
 def quarantine(root: Path, space: SpaceId, torn: bytes, head: Head, now: Millis) -> Path:
     """Write the bytes and a JSON file that says when, why and where from; return the bytes' path. Durable."""
     directory = root / "quarantine"
-    for changed in durability.make_dirs("quarantine", directory, root):
-        durability.fsync_dir("quarantine", changed)
+    durability.make_dirs("quarantine", directory, root)
+    durability.fsync_dir("quarantine", root)  # whoever made it may not have
     stem = f"{space.replace('/', '-')}-{now}"
     number = 0
     while True:

@@ -137,7 +137,7 @@ class FileStaging:
                 durability.pwrite_all("draft.copy", fd, content, 0)
         except BaseException:
             os.close(fd)
-            os.unlink(path)
+            durability.discard("draft.drop", path)
             raise
         if index in self._files:
             self._older.append((index, self._files[index]))
@@ -195,7 +195,7 @@ class FileStaging:
                 self._write_label()
             except BaseException:
                 os.close(fd)
-                os.unlink(stem + LABEL)
+                durability.discard("draft.drop", stem + LABEL)
                 raise
             self._stem = stem
 
@@ -223,7 +223,7 @@ class FileStaging:
             durability.system.unlink("draft.drop", stem + LABEL)
             for index, generation in files:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(f"{stem}.{index}.{generation}")
+                    durability.system.unlink("draft.drop", f"{stem}.{index}.{generation}")
         finally:
             os.close(self._label_fd)
             self._label_fd = -1
@@ -232,7 +232,8 @@ class FileStaging:
         """See Staging."""
         self._discarded = True
         async with self._committing:  # waits for a commit's thread
-            self._drop()
+            with durability.failing("removing a draft"):
+                self._drop()
 
     async def sync(self) -> None:
         """See Staging."""
@@ -244,13 +245,16 @@ class FileStaging:
     def _sync_files(self, paths: Sequence[str]) -> None:
         for path in paths:
             with contextlib.suppress(FileNotFoundError):  # committed meanwhile
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
                 try:
-                    durability.system.fsync("draft.sync", fd)
+                    with self._objects.synced(path) as failed_before:
+                        if failed_before:
+                            durability.pwrite_all("draft.sync", fd, os.pread(fd, 2 * CHUNK, 0), 0)
+                        durability.system.fsync("draft.sync", fd)
                 finally:
                     os.close(fd)
-        durability.fsync_dir("draft.sync", self._objects.drafts)
-        durability.fsync_dir("draft.sync", self._objects.root)
+        self._objects.sync_dir("draft.sync", self._objects.drafts)
+        self._objects.sync_dir("draft.sync", self._objects.root)
 
     # ---- committing
 
@@ -299,7 +303,7 @@ class FileStaging:
             fd = self._fds.pop(key, None)
             if fd is not None:
                 os.close(fd)
-            os.unlink(self._path(*key))
+            durability.discard("draft.drop", self._path(*key))
 
     # ---- after a crash
 

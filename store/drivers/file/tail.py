@@ -4,6 +4,10 @@ A *torn tail* (a partial line, an unfinished batch, NUL bytes as file systems le
 writer leaves that died; it was never acknowledged as durable. Anything else that doesn't check is *damage*. This module
 tells them apart and changes nothing.
 
+A power cut may take any of the blocks that weren't synced, and leave later ones: sectors of NUL bytes with good lines
+behind them. Since a log never has much more than UNSYNCED bytes that aren't synced (`log` sees to that), such a hole is
+looked for there, and the tail begins with it. Further from the end, a hole is damage.
+
 Concurrency: pure functions over an open descriptor; they read the page cache.
 """
 
@@ -19,6 +23,10 @@ from store import codec
 from store.model import Entry, Seq
 
 WINDOW: Final = 16 * 1024
+UNSYNCED: Final = 512 * 1024
+"""Bytes after which an append syncs by itself."""
+_SECTOR: Final = 512
+_HOLE: Final = re.compile(rb"\0+")
 _SEQ: Final = re.compile(rb'\{"seq":([0-9]{1,18}),')
 
 
@@ -130,8 +138,21 @@ class _Window:
         return -1 if good else 0
 
 
+def without_holes(fd: int, size: int, base: Mark) -> int:
+    """The size of the text up to the line that has the first NUL byte among the last UNSYNCED bytes; else `size`."""
+    start = max(0, size - UNSYNCED)
+    text = pread_all(fd, size - start, start)
+    hole = text.find(b"\0")
+    if hole < 0:
+        return size
+    line = text.rfind(b"\n", 0, hole) + 1
+    if line or not start:
+        return start + line
+    return last_batch(fd, start + hole, base).end
+
+
 def is_torn(rest: bytes, after: Mark) -> bool:
-    """Whether `rest`, all that follows the last whole batch, is what an interrupted write leaves."""
+    """Whether `rest`, all that follows the last whole batch (`after`), is what an interrupted write leaves."""
     start = 0
     seq, crc = after.seq, after.crc
     last: Entry | None = None
@@ -148,20 +169,43 @@ def is_torn(rest: bytes, after: Mark) -> bool:
     bad = rest[start:]
     newline = bad.find(b"\n")
     if newline < 0:
-        return True
-    if b"\0" not in bad[: newline + 1]:
+        # Part of a line. Were it whole, something else stood where its newline was written.
+        entry = codec.parse(bad[:-1])
+        return entry is None or entry.seq != seq + 1 or not codec.checks(bad[:-1], entry, crc)
+    if b"\0" not in bad[:newline] or not _holes_are_sectors(rest, after.end):
         return False
-    # Blocks of one write that didn't reach the disk: whatever is left must belong to that same batch.
     batch_end = None if last is None else last.seq + last.more
-    for line in bad.split(b"\n"):
-        entry = codec.parse(line)
-        if entry is None:
-            continue
-        entry_end = entry.seq + entry.more
-        if entry.seq <= seq or (batch_end is not None and entry_end != batch_end):
+    return _lost_at_once(bad, Mark(seq, after.ts, crc), batch_end)
+
+
+def _holes_are_sectors(rest: bytes, offset: int) -> bool:
+    """Whether all NUL bytes are of blocks that didn't reach the disk: whole sectors, or what the text had of one."""
+    for hole in _HOLE.finditer(rest):
+        begin, end = hole.span()
+        begins = (offset + begin) % _SECTOR == 0 or begin == 0 or rest[begin - 1 : begin] == b"\n"
+        if not begins or ((offset + end) % _SECTOR and end != len(rest)):
             return False
-        batch_end = entry_end
     return True
+
+
+def _lost_at_once(bad: bytes, after: Mark, batch_end: int | None) -> bool:
+    """Whether what stands between and behind the holes may have been written, and not synced, together with them."""
+    found = bad.split(b"\n")
+    previous: Entry | None = None
+    same_batch = True
+    for line in found[:-1]:
+        if b"\0" in line:
+            previous = None
+            continue
+        entry = codec.parse(line)
+        if entry is None or entry.seq <= after.seq:
+            return False
+        if previous is not None and (entry.seq != previous.seq + 1 or not codec.checks(line, entry, previous.crc)):
+            return False
+        same_batch = same_batch and batch_end in {None, entry.seq + entry.more}
+        batch_end = entry.seq + entry.more
+        previous = entry
+    return same_batch or len(bad) <= 2 * UNSYNCED
 
 
 def lines(fd: int, start: int, end: int, piece: int = WINDOW) -> Iterator[tuple[int, int, bytes]]:

@@ -23,7 +23,7 @@ import orjson
 import trio
 
 from store import codec
-from store.drivers.file.tail import ORIGIN, Mark, is_torn, last_batch, locate, pread_all, seq_of
+from store.drivers.file.tail import ORIGIN, Mark, is_torn, last_batch, locate, pread_all, seq_of, without_holes
 from store.errors import CorruptLog, FormatError, SpaceNotFound, Truncated
 from store.model import EMPTY_HEAD, Head, Millis, Seq, SpaceId
 
@@ -62,8 +62,9 @@ def read_base(directory: Path) -> Mark:
 class Text:
     """The log file in `directory` and what is known of it."""
 
-    def __init__(self, space: SpaceId, directory: Path) -> None:
+    def __init__(self, space: SpaceId, directory: Path, *, read_only: bool = False) -> None:
         self.fd = -1
+        self._read_only = read_only
         self.space = space
         self.directory = directory
         self.path = directory / LOG_NAME
@@ -74,16 +75,18 @@ class Text:
         self.damage: CorruptLog | None = None
         self.writable = True
         self.generation = 0
+        self.inode = 0
         self.interrupted = False
         """The file still has entries that `base` says were dropped: the truncation has to be finished."""
 
     def attach(self) -> None:
         """Open the file that is there now, and find its end (unless `interrupted`). Under the log's lock."""
         self.close()
-        self.writable = True
+        self.writable = not self._read_only
+        flags = os.O_RDWR | os.O_APPEND if self.writable else os.O_RDONLY
         try:
             try:
-                self.fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+                self.fd = os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
             except OSError as error:
                 if error.errno not in _NOT_WRITABLE:
                     raise
@@ -94,13 +97,17 @@ class Text:
         self.base = read_base(self.directory)
         self.damage = None
         self.generation += 1
-        size = os.fstat(self.fd).st_size
+        stat = os.fstat(self.fd)
+        self.inode, size = stat.st_ino, stat.st_size
         oldest = seq_of(os.pread(self.fd, 40, 0))
         first = self.base.seq + 1 if oldest is None else oldest
         self.interrupted = first <= self.base.seq
         if self.interrupted:
             return
         end = last_batch(self.fd, size, self.base)
+        whole = without_holes(self.fd, end.end, self.base)
+        if whole < end.end:
+            end = last_batch(self.fd, whole, self.base)
         self.head = Head(Seq(end.seq), Millis(end.ts), end.crc, Seq(self.base.seq + 1), end.end)
         self.before = None
 
@@ -179,10 +186,10 @@ class Text:
         if size == head.size:
             return b""
         if size < head.size:
-            self._damaged("is shorter than it was")
+            self.shrank()
             return b""
         rest = pread_all(self.fd, size - head.size, head.size)
-        if is_torn(rest, Mark(head.seq, head.ts, head.crc)):
+        if is_torn(rest, Mark(head.seq, head.ts, head.crc, head.size)):
             return rest
         self._damaged("is damaged")
         return b""
@@ -194,6 +201,10 @@ class Text:
             seq=head.seq,
             offset=head.size,
         )
+
+    def shrank(self) -> None:
+        """Entries that this instance has seen are gone: that is damage, too."""
+        self._damaged("is shorter than it was")
 
     def raise_damage(self) -> None:
         """Raise the damage that was found, if any; a new exception each time, so that tracebacks don't pile up."""

@@ -1,0 +1,135 @@
+"""`chatfs fsck`: checks a store, and repairs what can be repaired without a loss."""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from fusefs.cli.output import Progress, complain, size_text, write_json, write_line
+from fusefs.cli.parser import add_command, add_json
+from fusefs.cli.targets import space_path
+from store import registry
+from store.errors import NotFound, StoreError
+from store.library import default_url
+
+if TYPE_CHECKING:
+    from fusefs.cli.parser import Commands
+    from store.fsck import Finding, Report
+
+OPERATIONAL: Final = 8
+USAGE: Final = 16
+CANCELLED: Final = 32
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    parser = add_command(
+        commands,
+        "fsck",
+        _fsck,
+        "check the store",
+        details="Reads everything: logs, attachments, and what was made from them; safe beside running mounts. An "
+        "error is about data that is lost or damaged, a warning about something odd, or that can be made again. Exit "
+        "codes as fsck(8) has them: 0 no errors, 1 all that was wrong is corrected, 4 errors are left, 8 it can't be "
+        "checked, 16 wrong usage, 32 interrupted.",
+    )
+    parser.usage_code = USAGE
+    parser.add_argument(
+        "space", metavar="WORKSPACE[/CHAT]", nargs="?", type=space_path, help="check only that (default: everything)"
+    )
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="repair what can be repaired without losing anything; damaged bytes are kept in the store's quarantine/",
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="also replay every log, and compare snapshots and history.md with the outcome: slower",
+    )
+    add_json(parser)
+
+
+def _fsck(args: Namespace) -> None:
+    try:
+        report = _check(args)
+    except KeyboardInterrupt:
+        raise SystemExit(CANCELLED) from None
+    except (StoreError, OSError) as error:
+        if args.debug:
+            raise
+        complain(str(error) or type(error).__name__)
+        raise SystemExit(OPERATIONAL) from None
+    if args.json:
+        write_json({"findings": [found.to_json() for found in report.findings], "summary": _summary(report)})
+    else:
+        for found in report.findings:
+            write_line(_line(found))
+        write_line(_total(report))
+    sys.stdout.flush()
+    raise SystemExit(report.exit_code)
+
+
+def _check(args: Namespace) -> Report:
+    from store.fsck import Scope, check_store, size_of  # noqa: PLC0415 - only this command needs it
+
+    root = _directory(args)
+    scope = None if args.space is None else Scope(args.space.workspace, args.space.chat)
+    with Progress() as progress:
+        total = size_of(root) if progress.shown and scope is None else 0
+        done = 0
+
+        def read(size: int) -> None:
+            nonlocal done
+            done += size
+            progress.say(f"checked {size_text(done)}" + (f" of {size_text(total)}" if total else ""))
+
+        return check_store(root, scope, repair=args.repair, full=args.full, read=read)
+
+
+def _directory(args: Namespace) -> Path:
+    root = registry.directory_of(args.store or default_url())
+    if root is None:
+        raise NotFound("a memory: store has nothing that could be checked: name a file: store")
+    return root
+
+
+def _line(found: Finding) -> str:
+    """One line: how bad, where, what, and what was or is to be done."""
+    places = [place for place in (found.where, found.path) if place]
+    what = f"{found.what}: {found.done}" if found.done else found.what
+    advice = f" ({found.advice})" if found.advice and found.left else ""
+    repaired = "" if found.left else "repaired "
+    return ": ".join([f"{repaired}{found.severity.name.lower()}", *places, f"{what}{advice}"])
+
+
+def _summary(report: Report) -> dict[str, int]:
+    from store.fsck import Severity  # noqa: PLC0415 - as above
+
+    counts = report.counts
+    return {
+        "errors": report.count(Severity.ERROR),
+        "warnings": report.count(Severity.WARNING),
+        "repaired": report.repaired,
+        "logs": counts.logs,
+        "entries": counts.entries,
+        "blobs": counts.blobs,
+        "bytes": counts.bytes,
+    }
+
+
+def _total(report: Report) -> str:
+    found = _summary(report)
+    problems = ", ".join(
+        _counted(found[what], what) for what in ("errors", "warnings", "repaired") if found[what] or what != "repaired"
+    )
+    looked = f"{found['logs']} logs with {found['entries']} entries and {found['blobs']} blobs"
+    return f"{problems}; checked {looked}, {size_text(found['bytes'])}"
+
+
+def _counted(count: int, what: str) -> str:
+    if what == "repaired":
+        return f"{count} repaired"
+    return f"{count or 'no'} {what.removesuffix('s') if count == 1 else what}"

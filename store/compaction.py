@@ -1,0 +1,143 @@
+"""Compaction: the old events of a chat's log give way to the state that they led to. history.md stays as it is.
+
+The state at entry B goes into the blob store, in one piece (`store.snapshots.pack`). Then the event `log.compacted`
+({"through": B, "state": digest, "size", "events"}) is appended and made durable, and only then the log is truncated
+before entry B + 1. A crash in between leaves an event that names what nobody needs yet. What is dropped: the events up
+to B with their actors and times, earlier texts of edited messages, and what was removed (but for attachments that
+`chat.restored` would bring back).
+
+Concurrency: trio; the chat is held meanwhile. Others may append: then it is decided anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import orjson
+import trio
+
+from store import codec, history
+from store.beginning import COMPACTED, COMPACTOR, Base, read_base
+from store.errors import CorruptLog, CorruptSnapshot, InvalidInput, SeqConflict, StoreFailed
+from store.fold import ChatState
+from store.import_keys import base_keys, key_of
+from store.kinds import CHAT
+from store.model import NewEntry, Seq
+from store.snapshots import pack
+
+if TYPE_CHECKING:
+    from store.chat import Chat
+
+
+@dataclass(frozen=True, slots=True)
+class Compacted:
+    """What a compaction did, or would do: `events` of the log dropped, `size` bytes of it, for a state of `state_size`.
+
+    `through` is the last entry dropped, 0 where there was nothing to drop.
+    """
+
+    through: Seq
+    events: int
+    size: int
+    state_size: int
+
+
+KEPT: Final = 1000
+"""Events that stay in the log if nobody says otherwise: who has the text open in an editor needs the latest."""
+
+
+async def compact(chat: Chat, *, keep: int = KEPT, dry_run: bool = False) -> Compacted:
+    """Drop all but the last `keep` events of a chat's log.
+
+    Raises CorruptLog where what would be dropped can't be read: only a sound log is compacted.
+    """
+    if keep < 0:
+        raise InvalidInput("how many events to keep can't be negative")
+    with chat.hold():
+        while True:
+            head = await chat.head()
+            await chat.whole()
+            if chat.space.damage is not None:
+                raise CorruptLog(str(chat.space.damage), seq=chat.space.damage.seq, offset=chat.space.damage.offset)
+            found = await _survey(chat, Seq(head.seq - keep))
+            if found.events == 0 or found.only_compactions:
+                return Compacted(Seq(0), 0, 0, 0)
+            through = found.through
+            state = await chat.state_at(through)
+            import_keys = sorted(found.import_keys)
+            packed = await trio.to_thread.run_sync(
+                lambda: pack(CHAT, state, through, found.crc, import_keys=import_keys)  # noqa: B023 - ends before
+            )
+            if dry_run:
+                return Compacted(through, found.events, found.size, len(packed))
+            ref = await chat.workspace.driver.blobs.put(packed)
+            await _check(chat, Base(through, ref.digest), state)
+            event = {
+                "type": COMPACTED,
+                "through": through,
+                "state": ref.digest,
+                "size": ref.size,
+                "events": found.events,
+            }
+            try:
+                await chat.space.append([NewEntry(orjson.dumps(event), COMPACTOR)], expected_seq=head.seq)
+            except SeqConflict:
+                continue
+            await chat.sync()
+            log = await chat.space.log()
+            await log.truncate_before(Seq(through + 1))
+            await chat.space.refresh()
+            await chat.space.keep_snapshot()
+            return Compacted(through, found.events, found.size, ref.size)
+
+
+@dataclass(frozen=True, slots=True)
+class _Survey:
+    """The entries that would go: up to `through`, whose crc is `crc`."""
+
+    through: Seq
+    crc: int
+    events: int
+    size: int
+    only_compactions: bool
+    import_keys: set[str]
+
+
+async def _survey(chat: Chat, through: Seq) -> _Survey:
+    """Reads, and so checks, the whole log."""
+    events = kept = crc = 0
+    only_compactions = True
+    keys = await base_keys(chat)
+    async for entry in chat.log():
+        if entry.seq > through:
+            kept += len(
+                codec.encode(NewEntry(entry.data, entry.actor, entry.origin), entry.seq, entry.ts, 0, entry.more)[0]
+            )
+            continue
+        events += 1
+        crc = entry.crc
+        only_compactions = only_compactions and entry.actor == COMPACTOR
+        key = key_of(entry.data)
+        if key is not None:
+            keys.add(key)
+    return _Survey(through, crc, events, chat.space.head.size - kept, only_compactions, keys)
+
+
+async def _check(chat: Chat, base: Base, state: ChatState) -> None:
+    """Read back what was stored, before anything is dropped: it must render what the log renders."""
+    stored, _ = await read_base(chat.workspace.driver, CHAT, base)
+    try:
+        await trio.to_thread.run_sync(stored.complete)
+    except CorruptSnapshot as error:
+        raise StoreFailed(f"the compacted state can't be read back ({error}): nothing was dropped") from error
+    if _digest(stored) != _digest(state) or stored.seq != state.seq or stored.attachments != state.attachments:
+        raise StoreFailed("the compacted state isn't what the log says: nothing was dropped; please report this")
+
+
+def _digest(state: ChatState) -> bytes:
+    found = hashlib.sha256()
+    for piece in history.render_pieces(state):
+        found.update(piece)
+    return found.digest()
