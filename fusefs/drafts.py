@@ -72,9 +72,11 @@ class Draft:
         """All bytes, for a commit: what is written from now on awaits the next. Raises what a write failed with."""
         if self.lost is not None:
             raise self.lost[1]
+        data = self.staging.read(0, self.staging.size)
+        # Not before: what can't be read now still awaits a commit.
         self.written = False
         self.emptied = False
-        return self.staging.read(0, self.staging.size)
+        return data
 
     def rescued(self) -> bytes:
         """The bytes that there are, complete or not."""

@@ -104,6 +104,9 @@ class View:
         """Whether the log can still be replaced by a copy."""
         return False
 
+    def check_sound(self) -> None:
+        """Raises CorruptLog where the log is damaged: who opens a file to write hears of it before they write."""
+
     def begin(self) -> None:
         """The kernel has begun to hold something of it."""
 
@@ -207,6 +210,9 @@ class ChatView(View):
     def alive(self) -> bool:
         return bool(self.nodes or self.files)
 
+    def check_sound(self) -> None:
+        self.chat.space.check_sound()
+
     def begin(self) -> None:
         self.mount.driver.watch(self.chat.space.id)
         self.mount.held_chats[self.chat.space.id] = self
@@ -307,6 +313,9 @@ class WorkspaceView(View):
 
     async def sync(self) -> None:
         await self.workspace.space.sync()
+
+    def check_sound(self) -> None:
+        self.workspace.space.check_sound()
 
     def begin(self) -> None:
         self.mount.driver.watch(self.workspace.space.id)

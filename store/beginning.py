@@ -8,11 +8,13 @@ Concurrency: on the trio loop; reads a few small files inline.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
 import orjson
+import trio
 
 from store.driver import AppendLog, Driver
 from store.errors import CorruptBlob, CorruptLog, CorruptSnapshot, NotFound, Truncated
@@ -24,6 +26,9 @@ log = logging.getLogger("chatfs")
 COMPACTOR: Final = "chatfs/compact"
 """The actor of `log.compacted`."""
 COMPACTED: Final = "log.compacted"
+REPAIRER: Final = "chatfs/fsck"
+LOST: Final = "log.lost"
+"""What a repair puts in the place of an entry that can't be read."""
 
 S = TypeVar("S")
 
@@ -62,14 +67,41 @@ def base_of(entry: Entry) -> Base | None:
 
 
 async def find_base(opened: AppendLog) -> Base | None:
-    """The base of a log that doesn't begin with entry 1; None where there is none. Raises CorruptLog."""
+    """The base of a log that doesn't begin with entry 1; None where none was ever named.
+
+    Raises CorruptLog where the entry that names it may have been lost.
+    """
     through = opened.head.first_seq - 1
-    if through > 0:
+    if through <= 0:
+        return None
+    lost = False
+    try:
         async for entry in opened.read():
             found = base_of(entry)
             if found is not None and found.through == through:
                 return found
+            lost = lost or (entry.actor == REPAIRER and LOST.encode() in entry.data)
+    except CorruptLog as damage:
+        # It may stand behind the damage.
+        with contextlib.suppress(CorruptLog):
+            async for entry in opened.read(reverse=True):
+                found = base_of(entry)
+                if found is not None and found.through == through:
+                    return found
+        raise _unreadable(opened, str(damage)) from damage
+    if lost:
+        raise _unreadable(opened, "the entry that says where it is was damaged")
     return None
+
+
+def _unreadable(opened: AppendLog, why: str) -> CorruptLog:
+    first = opened.head.first_seq
+    return CorruptLog(
+        f"the log was compacted, and what stood before entry {first} can't be read ({why}): run chatfs fsck, "
+        "or restore objects/ from a backup",
+        seq=first - 1,
+        offset=0,
+    )
 
 
 async def read_base(driver: Driver, kind: Kind[S], base: Base) -> tuple[S, dict[str, Any]]:
@@ -92,32 +124,31 @@ async def begin(
             continue
         try:
             found = snapshots.find(seq)
-            if await _fits(opened, seq, found.crc):
+            if await fits(opened, seq, found.crc):
                 source = found.open()
                 state = kind.load(found.head["state"], source)
                 return Beginning(state, seq, source, int(found.head.get("log_size", 0)))
         except CorruptSnapshot as damage:
             log.warning("%s: the chat is read from its log instead", damage)
         snapshots.distrust(seq)
-    base = await find_base(opened)
-    if base is None:
-        return Beginning(kind.make(), Seq(0))
     try:
+        base = await find_base(opened)
+        if base is None:
+            return Beginning(kind.make(), Seq(0))
         state, _ = await read_base(driver, kind, base)
+        await trio.to_thread.run_sync(kind.complete, state)
+    except CorruptLog as damage:
+        return Beginning(kind.make(), Seq(0), damage=damage)
     except (NotFound, CorruptBlob, CorruptSnapshot) as error:
-        lost = CorruptLog(
-            f"the log of {opened.space} was compacted, and what stood before entry {head.first_seq} can't be read "
-            f"({error}): restore objects/ from a backup",
-            seq=base.through,
-            offset=0,
-        )
-        return Beginning(kind.make(), Seq(0), damage=lost)
+        return Beginning(kind.make(), Seq(0), damage=_unreadable(opened, str(error)))
     return Beginning(state, base.through)
 
 
-async def _fits(opened: AppendLog, seq: Seq, crc: int) -> bool:
+async def fits(opened: AppendLog, seq: Seq, crc: int) -> bool:
     """Whether the log has the entry that the snapshot was taken behind."""
     head = opened.head
+    if seq > head.seq:
+        return False
     if seq == head.seq:
         return crc == head.crc
     if seq < head.first_seq:

@@ -70,11 +70,15 @@ class Chat:
             chat_space(workspace.id, chat),
             CHAT,
             self._follow(moved),
-            lambda: chat in workspace.state.chats,
+            self._is_known,
             opening,
         )
         self.rendered = RenderedText(lambda: self.directory)
         self._touched = touched
+
+    async def _is_known(self) -> bool:
+        """Whether the workspace has the chat (still): chatfs gc may have deleted it."""
+        return self.id in (await self.workspace.load()).chats
 
     def _follow(self, moved: Moved) -> Moved:
         def follow(space: SpaceId, effect: Change | None) -> None:
@@ -82,6 +86,10 @@ class Chat:
             moved(space, effect)
 
         return follow
+
+    def _close_unused_text(self) -> None:
+        if not self.space.loaded:  # else somebody came meanwhile
+            self.rendered.close()
 
     @property
     def directory(self) -> Path:
@@ -109,6 +117,7 @@ class Chat:
                 async with self.space.frozen() as state:
                     await trio.to_thread.run_sync(state.complete)
             except CorruptSnapshot as damage:
+                self.rendered.close()
                 await self.space.rebuild(damage)
 
     async def head(self) -> Head:
@@ -124,8 +133,8 @@ class Chat:
                 with suppress(StoreError, OSError, ValueError):
                     if not self.space.is_due(closing=True):
                         self.rendered.publish(self.space.state, self.space.source, self.space.head)
-            self.rendered.close()
             await self.space.release()
+            self._close_unused_text()
 
     # ---- the log
 
@@ -215,7 +224,7 @@ class Chat:
                 try:
                     return await self.append_events(events, actor, expected_seq=state.seq)
                 except SeqConflict:
-                    continue
+                    await trio.lowlevel.checkpoint()
 
     async def messages(self) -> list[Message]:
         """All messages in order, hidden ones too."""

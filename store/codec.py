@@ -38,6 +38,8 @@ _TS_DIGITS: Final = 13
 """As many has every time from 2001 to 2286."""
 _Who = tuple[str, Origin | None, int]
 _KNOWN_MAX: Final = 4096
+_MORE: Final = b',"more":'
+_MORE_DIGITS: Final = 9
 
 
 def encode(new: NewEntry, seq: int, ts: int, previous_crc: int, more: int = 0) -> tuple[bytes, int]:
@@ -172,8 +174,16 @@ def decode(text: bytes, *, after: Seq, previous_crc: int, offset: int = 0) -> tu
 
 def _learn(middle: bytes, known: dict[bytes, _Who]) -> _Who | None:
     """What stands between a line's ts and its data says; kept, as long as it may come again."""
+    actor, found, more = middle.rpartition(_MORE)
+    if found and len(more) <= _MORE_DIGITS and more.isdigit():
+        # Within a batch only that counts down. No string holds those quotes without backslashes.
+        who = known.get(actor)
+        if who is not None and not who[2]:
+            who = known[middle] = who[0], who[1], int(more)
+            return who
     match = _MIDDLE.fullmatch(middle)
     who = None if match is None else _who(*match.groups())
     if who is not None and who[1] is None and len(known) < _KNOWN_MAX:
         known[middle] = who
+        known[actor if found else middle] = (who[0], None, 0)
     return who

@@ -20,7 +20,7 @@ import trio
 
 from store import codec, history
 from store.beginning import COMPACTED, COMPACTOR, Base, read_base
-from store.errors import CorruptLog, CorruptSnapshot, InvalidInput, SeqConflict, StoreFailed
+from store.errors import CorruptSnapshot, InvalidInput, SeqConflict, StoreFailed
 from store.fold import ChatState
 from store.import_keys import base_keys, key_of
 from store.kinds import CHAT
@@ -59,10 +59,11 @@ async def compact(chat: Chat, *, keep: int = KEPT, dry_run: bool = False) -> Com
         while True:
             head = await chat.head()
             await chat.whole()
-            if chat.space.damage is not None:
-                raise CorruptLog(str(chat.space.damage), seq=chat.space.damage.seq, offset=chat.space.damage.offset)
-            found = await _survey(chat, Seq(head.seq - keep))
-            if found.events == 0 or found.only_compactions:
+            chat.space.check_sound()
+            found = await _survey(chat, await _last_to_drop(chat, keep))
+            if (await chat.head()).first_seq != head.first_seq:
+                continue  # another compaction came between
+            if found.events == 0:
                 return Compacted(Seq(0), 0, 0, 0)
             through = found.through
             state = await chat.state_at(through)
@@ -84,6 +85,7 @@ async def compact(chat: Chat, *, keep: int = KEPT, dry_run: bool = False) -> Com
             try:
                 await chat.space.append([NewEntry(orjson.dumps(event), COMPACTOR)], expected_seq=head.seq)
             except SeqConflict:
+                await trio.lowlevel.checkpoint()
                 continue
             await chat.sync()
             log = await chat.space.log()
@@ -101,14 +103,23 @@ class _Survey:
     crc: int
     events: int
     size: int
-    only_compactions: bool
     import_keys: set[str]
+
+
+async def _last_to_drop(chat: Chat, keep: int) -> Seq:
+    """The entry that `keep` events follow, compactions' own not counted; 0 where there is none."""
+    async for entry in chat.log(reverse=True):
+        if entry.actor == COMPACTOR:
+            continue
+        if not keep:
+            return entry.seq
+        keep -= 1
+    return Seq(0)
 
 
 async def _survey(chat: Chat, through: Seq) -> _Survey:
     """Reads, and so checks, the whole log."""
     events = kept = crc = 0
-    only_compactions = True
     keys = await base_keys(chat)
     async for entry in chat.log():
         if entry.seq > through:
@@ -118,11 +129,10 @@ async def _survey(chat: Chat, through: Seq) -> _Survey:
             continue
         events += 1
         crc = entry.crc
-        only_compactions = only_compactions and entry.actor == COMPACTOR
         key = key_of(entry.data)
         if key is not None:
             keys.add(key)
-    return _Survey(through, crc, events, chat.space.head.size - kept, only_compactions, keys)
+    return _Survey(through, crc, events, chat.space.head.size - kept, keys)
 
 
 async def _check(chat: Chat, base: Base, state: ChatState) -> None:

@@ -16,7 +16,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NewType, Protocol
 
-from store.errors import StoreError
+from store.errors import CorruptLog, StoreError
 from store.model import BlobRef, Digest, Entry, Epoch, Head, Millis, NewEntry, Seq, SpaceId
 
 Clock = Callable[[], Millis]
@@ -90,6 +90,11 @@ class AppendLog(Protocol):
 
     async def sync(self) -> None:
         """Return when all that was appended before the call survives a power cut. Concurrent calls share the work."""
+        ...
+
+    @property
+    def damage(self) -> CorruptLog | None:
+        """What was found behind the head and isn't torn: nothing is appended behind it."""
         ...
 
     @property

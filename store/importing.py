@@ -171,16 +171,20 @@ class _Target:
 
     async def catch_up(self) -> None:
         """Learn the keys that others, or earlier imports, have stored."""
-        head = await self._chat.head()
-        if self._seq < head.first_seq:
-            self._known |= await base_keys(self._chat)
-            self._seq = Seq(0)
-        async for entry in self._chat.log(self._seq):
-            self._seq = entry.seq
-            key = key_of(entry.data)
-            if key is not None:
-                self._known.add(key)
-        self._seq = max(self._seq, head.seq)
+        while True:
+            head = await self._chat.head()
+            if self._seq < head.first_seq:
+                self._known |= await base_keys(self._chat)
+                self._seq = Seq(0)
+            async for entry in self._chat.log(self._seq):
+                self._seq = entry.seq
+                key = key_of(entry.data)
+                if key is not None:
+                    self._known.add(key)
+            if (await self._chat.head()).first_seq == head.first_seq:
+                self._seq = max(self._seq, head.seq)
+                return
+            self._seq = Seq(0)  # compacted meanwhile
 
     async def add(self, records: Sequence[ImportedRecord]) -> int:
         """Append those that are new, as one batch; how many they were."""

@@ -246,9 +246,16 @@ class Store:
                 return
             if not chat.space.idle:
                 continue
-            size -= chat.space.state.size if chat.space.state is not None else 0
-            self._recent.pop(chat, None)  # another task may trim, too
-            await chat.release()
+            dropped = chat.space.state.size if chat.space.state is not None else 0
+            try:
+                await chat.release()
+            except StoreError as error:
+                # It stays, and with it what isn't durable yet; a sync says so to whom it concerns.
+                log.error("%s stays in memory: %s", chat.space.id, error)  # noqa: TRY400 - one line
+                continue
+            if not chat.space.loaded:
+                size -= dropped
+                self._recent.pop(chat, None)  # another task may trim, too
 
     async def keep_small(self) -> None:
         """Trim whenever there are too many, for ever."""
@@ -276,12 +283,16 @@ class Store:
     async def aclose(self) -> None:
         """Release everything and close the driver. Raises the first error of what couldn't be made durable."""
         failed: StoreError | None = None
-        for release in (
-            *(chat.release for chat in self._recent),
-            *(workspace.space.release for workspace in self._workspaces.values()),
+        chats, workspaces = list(self._recent), list(self._workspaces.values())
+        for last in (
+            # Who is held (by a reader that was never finished, say) isn't released, but durable.
+            *(chat.space.sync for chat in chats if chat.space.unsynced),
+            *(chat.release for chat in chats),
+            *(workspace.space.sync for workspace in workspaces if workspace.space.unsynced),
+            *(workspace.space.release for workspace in workspaces),
         ):
             try:
-                await release()
+                await last()
             except StoreError as error:
                 failed = failed or error
         if self._index is not None:

@@ -83,7 +83,8 @@ class RenderedText:
         return before + os.pread(self._fd, size, offset - self._prefix) if size else before
 
     def _catch_up(self, state: ChatState, source: Source | None) -> None:
-        if self._stale or self._prefix + self._size + self._pending_size != state.size:
+        stale = self._stale or (self._prefix > 0 and source is not self._source)
+        if stale or self._prefix + self._size + self._pending_size != state.size:
             self._render(state, source)
         elif self._pending:
             self._write(b"".join(self._pending))

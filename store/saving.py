@@ -14,7 +14,7 @@ import trio
 
 from store import events as ev
 from store import history
-from store.errors import SeqConflict
+from store.errors import SeqConflict, Truncated
 from store.fold import ChatState
 from store.model import Entry, Seq, uuid7
 
@@ -45,39 +45,49 @@ async def save(chat: Chat, saved: bytes, actor: str, base: Seq | ChatState | Non
         if base is None:
             base = (await chat.load()).seq
         while True:
-            state = await chat.whole()
-            at = state.seq
-            own: list[ev.Event] = []
-            if await is_present(chat, base, at):
-                old, conflict = None, None
-                events = await _diff(chat, saved)
-            elif await is_dropped(chat, base):
-                # What the writer read was compacted away: nobody can tell both sides' changes apart.
-                old = None
-                events = await _diff(chat, saved)
-                conflict = history.render(state) if events else None
-            else:
-                old = base if isinstance(base, ChatState) else await chat.state_at(base)
-                reached = _reached(old, state, saved)
-                if reached:
-                    base = reached
-                    if base == at:
-                        continue
-                    old = await chat.state_at(base)
-                ids = Replay()
-                own = history.diff(old, saved, ids.new)
-                merge = history.merge(old, state, saved, ids.again)
-                events, conflict = merge.events, merge.conflict
-            if state.seq != at:
-                # The log moved while this was worked out: the events may be about another text.
-                continue
-            if not events:
-                return Saved(at, False, _fold_on(old, own), conflict)
             try:
-                seq = await chat.append_events(events, actor, expected_seq=at)
-            except SeqConflict:
-                continue
-            return Saved(seq, True, _fold_on(old, own), conflict)
+                return await _save(chat, saved, actor, base)
+            except Truncated:
+                # The log was compacted between two looks at it: what is left says what can be done.
+                await trio.lowlevel.checkpoint()
+
+
+async def _save(chat: Chat, saved: bytes, actor: str, base: Seq | ChatState) -> Saved:
+    while True:
+        state = await chat.whole()
+        at = state.seq
+        own: list[ev.Event] = []
+        if await is_present(chat, base, at):
+            old, conflict = None, None
+            events = await _diff(chat, saved)
+        elif await is_dropped(chat, base):
+            # What the writer read was compacted away: nobody can tell both sides' changes apart.
+            old = None
+            events = await _diff(chat, saved)
+            conflict = history.render(state) if events else None
+        else:
+            old = base if isinstance(base, ChatState) else await chat.state_at(base)
+            reached = _reached(old, state, saved)
+            if reached:
+                base = reached
+                if base == at:
+                    continue
+                old = await chat.state_at(base)
+            ids = Replay()
+            own = history.diff(old, saved, ids.new)
+            merge = history.merge(old, state, saved, ids.again)
+            events, conflict = merge.events, merge.conflict
+        if state.seq != at:
+            # The log moved while this was worked out: the events may be about another text.
+            continue
+        if not events:
+            return Saved(at, False, _fold_on(old, own), conflict)
+        try:
+            seq = await chat.append_events(events, actor, expected_seq=at)
+        except SeqConflict:
+            await trio.lowlevel.checkpoint()
+            continue
+        return Saved(seq, True, _fold_on(old, own), conflict)
 
 
 async def is_present(chat: Chat, base: Seq | ChatState, at: Seq) -> bool:

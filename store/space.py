@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import logging
 import operator
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -23,18 +24,18 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 import trio
 
-from store.beginning import begin
+from store.beginning import begin, fits
 from store.driver import AppendLog, Driver
 from store.errors import CorruptLog, CorruptSnapshot, StoreError, Truncated
 from store.fold import Effect
 from store.model import EMPTY_HEAD, Entry, Head, NewEntry, Seq, SpaceId
 from store.snapshots import FileSource, Kind, Snapshots
+from store.space_reader import Reader
 from store.workspace_state import Names
 
 logger = logging.getLogger("chatfs")
 
 Change = Effect | Names
-"""What entries did to a chat's or a workspace's state."""
 
 SNAPSHOT_EVENTS: Final = 10_000
 SNAPSHOT_BYTES: Final = 4 * 1024 * 1024
@@ -70,6 +71,7 @@ class Space(Generic[S]):
     """A space and, while it is in use, its log and fold."""
 
     __slots__ = (
+        "_crc",
         "_damaged_head",
         "_driver",
         "_exists",
@@ -80,6 +82,7 @@ class Space(Generic[S]):
         "_moved",
         "_opening",
         "_snapshot",
+        "_text_id",
         "_users",
         "damage",
         "id",
@@ -95,7 +98,7 @@ class Space(Generic[S]):
         space: SpaceId,
         kind: Kind[S],
         moved: Moved,
-        exists: Callable[[], bool] = lambda: True,
+        exists: Callable[[], Awaitable[bool]] | None = None,
         opening: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self.id = space
@@ -108,6 +111,9 @@ class Space(Generic[S]):
         self.unsynced = False
         """Whether something was appended here since the last `sync`."""
         self.snapshots = Snapshots(kind, lambda: driver.local_dir(space), writable=not driver.read_only)
+        self._crc = 0
+        self._text_id: int | None = None
+        """Of the entry up to which the state is folded, and of the log that it was read from."""
         self._exists = exists
         self._opening = opening
         self._driver = driver
@@ -138,7 +144,6 @@ class Space(Generic[S]):
 
     @property
     def text_id(self) -> int | None:
-        """See `AppendLog.text_id`; None while the log isn't open."""
         return None if self._log is None else self._log.text_id
 
     @contextmanager
@@ -165,17 +170,21 @@ class Space(Generic[S]):
         if self._log is None:
             if self._opening is not None:
                 await self._opening()
-            self._log = await self._driver.open_log(self.id, create=make or self._exists())
+            self._log = await self._driver.open_log(
+                self.id, create=make or self._exists is None or await self._exists()
+            )
             self._head = self._log.head
 
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[S]:
         """The fold as of now, which doesn't move meanwhile: for a thread that reads it. Others wait for it."""
         with self.hold():
-            await self.load()
-            async with self._lock:
-                assert self.state is not None
-                yield self.state
+            while True:
+                await self.load()
+                async with self._lock:
+                    if self.state is not None:  # a damaged snapshot may have been dropped just now
+                        yield self.state
+                        return
 
     async def refresh(self) -> Head:
         """Where the log ends now; a loaded fold catches up. Tells `moved` when it did."""
@@ -183,7 +192,8 @@ class Space(Generic[S]):
             log = await self.log()
             before = self._head
             head = await log.refresh()
-            if head != before or (self.state is not None and self.state.seq != head.seq):
+            behind = self.state is not None and self.state.seq != head.seq
+            if head != before or behind or (log.damage is not None and self.damage is None):
                 await self._catch_up()
             return self.head
 
@@ -194,7 +204,7 @@ class Space(Generic[S]):
             state = self.state
             if log is not None and state is not None:
                 head = await log.refresh()
-                if head == self._head and state.seq == head.seq:
+                if head == self._head and state.seq == head.seq and (log.damage is None or self.damage is not None):
                     return state
             return await self._catch_up(load=True)
 
@@ -209,8 +219,7 @@ class Space(Generic[S]):
             log = self._log
             assert log is not None
             await log.refresh()
-            if self.damage is not None and log.head != self._damaged_head:
-                # Somebody has repaired it.
+            if self.state is not None and await self._is_another(log):
                 self._forget()
                 load = True
             before, fresh = self._head, self.state is None
@@ -218,7 +227,11 @@ class Space(Generic[S]):
                 await self._begin(log)
             if self.state is not None:
                 effect = await self._fold(log, collect=not fresh)
+            if log.damage is not None and self.damage is None:
+                self._set_damage(log.damage, log)
             self._head = log.head
+            if self.state is not None and self.state.seq == log.head.seq:
+                self._crc, self._text_id = log.head.crc, log.text_id
             moved = before != self._head
         finally:
             self._lock.release()
@@ -226,13 +239,27 @@ class Space(Generic[S]):
             self._moved(self.id, None if fresh else effect)
         return self.state  # type: ignore[return-value]
 
+    async def _is_another(self, opened: AppendLog) -> bool:
+        """Whether the log isn't the one any more that the state was folded from: it was repaired, or brought back."""
+        if self.damage is not None and opened.head != self._damaged_head:
+            return True
+        state = self.state
+        assert state is not None
+        if state.seq > opened.head.seq:
+            return True
+        if opened.text_id == self._text_id or self.damage is not None:
+            return False
+        self._text_id = opened.text_id
+        return not await fits(opened, state.seq, self._crc)
+
     async def _begin(self, opened: AppendLog) -> None:
         begun = await begin(self._driver, opened, self._kind, self.snapshots)
         self.source = begun.source
         if begun.source is not None:
             self._snapshot = begun.seq, begun.log_size
         if begun.damage is not None:
-            await self._replay(opened, begun.state)
+            with contextlib.suppress(CorruptLog):
+                await self._replay(opened, begun.state)
             self._set_damage(begun.damage, opened)
         self.state = begun.state
 
@@ -254,19 +281,36 @@ class Space(Generic[S]):
             self._distrust(damage)
             await self._begin(opened)
             return await self._fold(opened, collect=False)
+        except Truncated:
+            # What it hasn't taken in yet was compacted away.
+            self._forget()
+            await self._begin(opened)
+            return await self._fold(opened, collect=False)
         total: Change | None = functools.reduce(operator.or_, changes) if changes else None
         return total
 
     @staticmethod
     async def _replay(opened: AppendLog, state: S) -> None:
-        async with contextlib.aclosing(opened.read_batches(state.seq)) as batches:
-            async for entries in batches:
-                state.replay(entries)
+        # What a fold makes stays: looking through all of it again and again would take half of the time.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            async with contextlib.aclosing(opened.read_batches(state.seq)) as batches:
+                async for entries in batches:
+                    state.replay(entries)
+        finally:
+            if collects:
+                gc.enable()
+
+    def check_sound(self) -> None:
+        """Raises the damage that was met, if any."""
+        if self.damage is not None:
+            raise CorruptLog(str(self.damage), seq=self.damage.seq, offset=self.damage.offset)
 
     def _set_damage(self, damage: CorruptLog, opened: AppendLog) -> None:
         self.damage = damage
         self._damaged_head = opened.head
-        logger.error("%s is read-only: %s", self.id, damage)
+        logger.error("%s is read-only: %s", self.id, str(damage).replace(f" of {self.id}", ""))
 
     def _distrust(self, damage: CorruptSnapshot) -> None:
         """The state began at a snapshot that turned out to be damaged: forget both."""
@@ -305,6 +349,7 @@ class Space(Generic[S]):
                         state.apply(entry)
                     self._kind.complete(state)
                 except CorruptSnapshot as damage:
+                    assert begun.source is not None, "only a snapshot is read lazily"
                     logger.warning("%s: the chat is read from its log instead", damage)
                     self.snapshots.distrust(begun.seq)
                     continue
@@ -350,8 +395,7 @@ class Space(Generic[S]):
             log = await self.log()
             if self.damage is not None:
                 await self.load()
-                if self.damage is not None:
-                    raise CorruptLog(str(self.damage), seq=self.damage.seq, offset=self.damage.offset)
+                self.check_sound()
             if log.failure is not None:
                 await log.recover()
             last = await log.append(batch, expected_seq=expected_seq)
@@ -384,7 +428,7 @@ class Space(Generic[S]):
 
         The space is held until the last one, or until the reader is dropped.
         """
-        return _Reader(self, since, limit, reverse=reverse)
+        return Reader(self, since, limit, reverse=reverse)
 
     @asynccontextmanager
     async def subscribe(self, since: Seq | None = None) -> AsyncIterator[AsyncIterator[Entry]]:
@@ -405,34 +449,3 @@ class Space(Generic[S]):
                 log, self._log = self._log, None
                 self._forget()
                 await log.aclose()
-
-
-class _Reader:
-    """A read that has yet to open its log."""
-
-    __slots__ = ("_entries", "_holding", "_limit", "_reverse", "_since", "_space")
-
-    def __init__(self, space: Space[Any], since: Seq, limit: int | None, *, reverse: bool) -> None:
-        self._space = space
-        self._since = since
-        self._limit = limit
-        self._reverse = reverse
-        self._entries: AsyncIterator[Entry] | None = None
-        self._holding = contextlib.ExitStack()
-
-    def __aiter__(self) -> _Reader:
-        return self
-
-    async def __anext__(self) -> Entry:
-        if self._entries is None:
-            self._holding.enter_context(self._space.hold())
-            log = await self._space.log()
-            self._entries = log.read(self._since, self._limit, reverse=self._reverse)
-        try:
-            return await anext(self._entries)
-        except BaseException:
-            self._holding.close()
-            raise
-
-    def __del__(self) -> None:
-        self._holding.close()

@@ -12,6 +12,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+import trio
+
 from store import events as ev
 from store.chat import Chat
 from store.driver import Driver
@@ -133,7 +135,7 @@ class Workspace:
             await self.require_free_of_sandboxes(chat)
 
         def decide(state: WorkspaceState) -> Sequence[ev.Event]:
-            record = state.chats[chat]
+            record = self._require(state, chat)
             events: list[ev.Event] = []
             if name != record.name:
                 self._require_free(state, name)
@@ -165,6 +167,7 @@ class Workspace:
             await chat.sync()
 
         def decide(state: WorkspaceState) -> Sequence[ev.Event]:
+            self._require(state, record.id)
             self._require_free(state, name)
             renamed = [ev.ChatRenamed(record.id, name)] if name != record.name else []
             return [*renamed, ev.ChatRestored(record.id, record.removed_since)]
@@ -176,6 +179,13 @@ class Workspace:
         session = await self.driver.kv.get(f"sandboxes/{chat}")
         if session is not None and session.value.get("expires", 0) > clock_ms():
             raise ChatBusy(f"sandbox session {session.value.get('id')} is active on the chat: stop it first")
+
+    @staticmethod
+    def _require(state: WorkspaceState, chat: ChatId) -> ChatRecord:
+        found = state.chats.get(chat)
+        if found is None:
+            raise ChatNotFound(f"workspace {state.name!r} has no chat {chat} any more")
+        return found
 
     @staticmethod
     def _require_free(state: WorkspaceState, name: str) -> None:
@@ -245,5 +255,6 @@ class Workspace:
             try:
                 await self.space.append(batch, expected_seq=state.seq)
             except SeqConflict:
+                await trio.lowlevel.checkpoint()
                 continue
             return

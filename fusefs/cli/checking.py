@@ -121,15 +121,14 @@ def _summary(report: Report) -> dict[str, int]:
 
 
 def _total(report: Report) -> str:
+    from store.fsck import counted  # noqa: PLC0415 - as above
+
     found = _summary(report)
-    problems = ", ".join(
-        _counted(found[what], what) for what in ("errors", "warnings", "repaired") if found[what] or what != "repaired"
-    )
-    looked = f"{found['logs']} logs with {found['entries']} entries and {found['blobs']} blobs"
-    return f"{problems}; checked {looked}, {size_text(found['bytes'])}"
-
-
-def _counted(count: int, what: str) -> str:
-    if what == "repaired":
-        return f"{count} repaired"
-    return f"{count or 'no'} {what.removesuffix('s') if count == 1 else what}"
+    problems = [
+        counted(found[f"{what}s"], what) if found[f"{what}s"] else f"no {what}s" for what in ("error", "warning")
+    ]
+    if found["repaired"]:
+        problems.append(f"{found['repaired']} repaired")
+    looked = f"{counted(found['logs'], 'log')} with {counted(found['entries'], 'entry')}"
+    looked += f" and {counted(found['blobs'], 'blob')}, {size_text(found['bytes'])}"
+    return f"{', '.join(problems)}; checked {looked}"

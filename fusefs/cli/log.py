@@ -208,6 +208,7 @@ async def _cat(store: Store, args: Namespace) -> None:
     with chat.hold(), RawOutput() as output:
         for piece in history.render_pieces(await chat.whole()):
             output.write(piece)
+    chat.space.check_sound()
 
 
 # ---- attach

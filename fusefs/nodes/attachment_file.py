@@ -191,6 +191,8 @@ class AttachmentFile(InView):
         return await self.view.chat.workspace.driver.blobs.read(found.digest, offset, size)
 
     async def open(self, flags: int, caller: Caller) -> Handle:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            self.view.check_sound()
         if flags & os.O_TRUNC and flags & os.O_ACCMODE != os.O_RDONLY:
             staging = await self.stage(empty=True)
             if staging.size:

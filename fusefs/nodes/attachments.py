@@ -102,6 +102,7 @@ class AttachmentsDirectory(InView, Directory):
             return scratch, ScratchHandle(scratch, descriptor, flags, caller)
         checked_name(name)
         node = await self.mount.present(self, name)
+        self.view.check_sound()
         if node is None:
             node = AttachmentFile(self.mount, self.view, AttachmentId(uuid7()), self, name)
             await node.begin(mode)

@@ -213,6 +213,9 @@ class ProjectedFile(InView):
     async def open(self, flags: int, caller: Caller) -> Handle:
         await self._settled()
         handle = ProjectedHandle(self, flags, caller)
+        if handle.writable:
+            await self.present()
+            self.view.check_sound()
         if handle.writable and flags & os.O_TRUNC:
             handle.base = await self.last_read(caller.process)
             await handle.truncate(0)

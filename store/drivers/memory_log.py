@@ -18,7 +18,7 @@ from store import codec
 from store.driver import Clock
 from store.drivers.batch import encode
 from store.drivers.signal import Signal
-from store.errors import SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed, Truncated
+from store.errors import CorruptLog, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed, Truncated
 from store.model import EMPTY_HEAD, Entry, Epoch, Head, NewEntry, Seq, SpaceId
 
 _BATCH: Final = 256
@@ -184,6 +184,11 @@ class MemoryLog:
                 f"syncing the log of {self.space} failed ({error}): nothing is appended until it has been recovered"
             )
             raise
+
+    @property
+    def damage(self) -> CorruptLog | None:
+        """See AppendLog: there is no disk that could change anything."""
+        return None
 
     @property
     def failure(self) -> StoreFailed | None:

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from store.fsck.check import Scope, check_store, size_of
-from store.fsck.findings import Counts, Finding, Report, Severity
+from store.fsck.findings import Counts, Finding, Report, Severity, counted
 
-__all__ = ["Counts", "Finding", "Report", "Scope", "Severity", "check_store", "size_of"]
+__all__ = ["Counts", "Finding", "Report", "Scope", "Severity", "check_store", "counted", "size_of"]

@@ -152,7 +152,8 @@ class _Check:
             else:
                 chats = self._named(workspace, scope.chat)
                 if not chats:
-                    raise ChatNotFound(f"workspace {workspace.name!r} has no chat {scope.chat!r}")
+                    path = f"{workspace.name}/{scope.chat}"
+                    raise ChatNotFound(f"there is no chat {path}: see chatfs chat ls --all {workspace.name}")
             for chat in chats:
                 self._check_chat(workspace, chat)
             self._report_bad(self._object_check.check_some(self._references.collected))

@@ -110,7 +110,7 @@ class DerivedCheck:
                     self._context.read(len(source.text(offset, PART)))
                 self._context.read(len(source.items()))
         except CorruptSnapshot as error:
-            return f"is damaged: {error}"
+            return f"can't be loaded: {str(error).removeprefix(f'{snapshots.directory}/')}"
         return ""
 
     def _drop(self, seq: Seq) -> str:
@@ -261,10 +261,7 @@ def check_index(context: Context, heads: Iterable[tuple[SpaceId, int, int]]) -> 
     problem = ""
     try:
         os.close(context.open(path))
-        with contextlib.closing(
-            sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=5, isolation_level=None)
-        ) as connection:
-            problem = _index_problem(connection, heads)
+        problem = _looked(path, list(heads))
     except OSError as error:
         problem = f"can't be read: {reason(error)}"
     except sqlite3.Error as error:
@@ -273,6 +270,27 @@ def check_index(context: Context, heads: Iterable[tuple[SpaceId, int, int]]) -> 
         problem = f"is damaged: {error}"
     if problem:
         context.warning("index", problem, path, advice=_AGAIN, fix=lambda: _drop_index(path))
+
+
+def _looked(path: Path, heads: Iterable[tuple[SpaceId, int, int]]) -> str:
+    """What is wrong with it. Raises sqlite3.Error."""
+    try:
+        return _looked_as(path, "mode=ro", heads)
+    except sqlite3.OperationalError:
+        if os.access(path.parent, os.W_OK):
+            raise
+    # A file with a write-ahead log can't be opened in a directory that can't be written, unless it is said to be still.
+    problem = _looked_as(path, "immutable=1", heads)
+    # It is read without what its write-ahead log has, and may need that to make sense.
+    wal = path.with_name(path.name + "-wal")
+    return "" if wal.exists() and wal.stat().st_size else problem
+
+
+def _looked_as(path: Path, mode: str, heads: Iterable[tuple[SpaceId, int, int]]) -> str:
+    with contextlib.closing(
+        sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=5, isolation_level=None)
+    ) as connection:
+        return _index_problem(connection, heads)
 
 
 def _index_problem(connection: sqlite3.Connection, heads: Iterable[tuple[SpaceId, int, int]]) -> str:
@@ -284,7 +302,8 @@ def _index_problem(connection: sqlite3.Connection, heads: Iterable[tuple[SpaceId
         return ""  # it is built anew anyway
     (said,) = connection.execute("PRAGMA integrity_check(1)").fetchone()
     if said != "ok":
-        return f"is damaged: {said}"
+        lines = [line for line in said.splitlines() if not line.startswith("***")]  # a heading
+        return f"is damaged: {'; '.join(lines)}"
     # One transaction, so that what it says of all logs is of one moment, before they were read.
     for space, seq, crc in heads:
         row = connection.execute("SELECT seq, crc FROM spaces WHERE space = ?", (space,)).fetchone()

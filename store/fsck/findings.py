@@ -90,6 +90,13 @@ class Report:
         return 1 if self.repaired else 0
 
 
+def counted(count: int, what: str) -> str:
+    """How many of a thing: `1 file`, `2 files`, `2 entries`."""
+    if count == 1:
+        return f"1 {what}"
+    return f"{count} {what.removesuffix('y') + 'ies' if what.endswith('ry') else what + 's'}"
+
+
 class Findings:
     """A report in the making."""
 

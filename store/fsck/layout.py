@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import os
 import re
 from collections.abc import Iterable
@@ -15,17 +16,22 @@ from typing import Final
 
 import orjson
 
+from store import durability
+from store.drivers.file import aside
 from store.drivers.file import format as store_format
 from store.drivers.file.kv import file_name
 from store.drivers.file.objects import Objects
 from store.drivers.keys import check_key
 from store.errors import BlobNotFound, CorruptBlob, InvalidName
-from store.fsck.context import RESTORE, Context, is_old, reason
+from store.fsck.context import RESTORE, Context, is_old, locked, reason
+from store.fsck.findings import counted
 from store.fsck.spaces import check_directory
 from store.index.database import NAME as INDEX
-from store.model import Digest
+from store.model import Digest, is_uuid
 
 TOP: Final = store_format.KNOWN | {INDEX, *(f"{INDEX}{suffix}" for suffix in ("-wal", "-shm", "-journal", ".bad"))}
+_NAMES: Final = ("names,", "~")
+"""How the documents' files begin that say who has a workspace's name; no other key is too long to be a file's name."""
 _BESIDE_STORES: Final = frozenset({"lost+found"})
 _CHUNK: Final = re.compile(r"[0-9a-f-]{36}\.[0-9]+\.[0-9]+")
 _LABEL: Final = re.compile(r"[0-9a-f-]{36}\.json")
@@ -56,18 +62,41 @@ class LayoutCheck:
     def _check_documents(self) -> None:
         for path in self._paths("kv"):
             if path.name.endswith(".json") and not path.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):
+                    self._context.check_mode(path, path.lstat())
                 problem = self._document_problem(path)
-                if problem:
+                if problem and path.name.startswith(_NAMES):
+                    # The workspaces' logs say what they are called: without the document they are asked.
+                    fix = functools.partial(self._put_aside, path)
+                    self._context.warning("document", problem, path, fix=fix)
+                elif problem:
                     self._context.error("document", problem, path, advice=RESTORE)
             else:
                 self._leftover(path)
 
+    def _put_aside(self, path: Path) -> str:
+        """Move a document to quarantine, under the lock that writers of documents hold."""
+        context, lock = self._context, path.parent / ".lock"
+        os.close(durability.system.open("kv.lock", lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW))
+        with locked(lock):
+            problem = self._document_problem(path)
+            if not problem:
+                return "it is whole by now"
+            note = {"why": f"the document {problem}"}
+            pieces = [context.content(path)]
+            kept = aside.keep(context.root, context.relative(path), pieces, note, context.now(), suffix="document")
+            durability.system.unlink("kv.quarantine", path)
+            durability.fsync_dir("kv.quarantine", path.parent)
+        return f"moved to quarantine/{kept}; the workspace's log says what it is called"
+
     def _document_problem(self, path: Path) -> str:
+        """Empty, or what is wrong with it."""
         try:
-            self._context.check_mode(path, path.lstat())
             found = orjson.loads(self._context.content(path))
-            key, etag, _value = found["key"], found["etag"], found["value"]
+            key, etag, value = found["key"], found["etag"], found["value"]
             check_key(key)
+            if path.name.startswith(_NAMES) and not is_uuid(value["id"]):
+                return "names no workspace"
         except FileNotFoundError:
             return ""
         except OSError as error:
@@ -141,7 +170,7 @@ class LayoutCheck:
             with contextlib.suppress(OSError):
                 size += path.lstat().st_size
         if kept:
-            what = f"has {len(kept)} files of {size} bytes that couldn't stay in their places"
+            what = f"has {counted(len(kept), 'file')} of {counted(size, 'byte')} that couldn't stay in place"
             self._context.info("quarantine", what, self._context.root / "quarantine")
 
     def _leftover(self, path: Path) -> None:

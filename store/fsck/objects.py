@@ -27,6 +27,7 @@ from store.drivers.file.objects import CHUNK_SUFFIX, MANIFEST_SUFFIX, SMALL_SUFF
 from store.errors import BlobNotFound, CorruptBlob
 from store.fsck import logs
 from store.fsck.context import Context, is_old, locked, reason
+from store.fsck.findings import counted
 from store.kinds import CHAT
 from store.model import Digest, NewEntry
 from store.snapshots import unpack
@@ -99,7 +100,11 @@ class References:
             )
         elif found != size:
             self._context.warning(
-                "blob-size", f"{what} says {size} bytes, its blob has {found}", path, where, advice="attach it again"
+                "blob-size",
+                f"{what} says {counted(size, 'byte')}, its blob has {found}",
+                path,
+                where,
+                advice="attach it again",
             )
 
     def check_base(self, where: str, path: Path, telling: logs.Telling) -> None:
@@ -291,7 +296,9 @@ class ObjectCheck:
             except OSError:
                 found = -1
             if found != manifest.length(index):
-                what = "is missing" if found < 0 else f"has {found} bytes instead of {manifest.length(index)}"
+                what = (
+                    "is missing" if found < 0 else f"has {counted(found, 'byte')} instead of {manifest.length(index)}"
+                )
                 return Bad(name, f"needs chunk {chunk[:16]}…, which {what}", (Digest(LONG + name[:64]),))
         return None
 

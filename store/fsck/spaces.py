@@ -29,12 +29,15 @@ from store.errors import FormatError
 from store.events import ChatCreated
 from store.fsck import logs
 from store.fsck.context import RESTORE, Context, is_old, keep_copies, locked, reason
+from store.fsck.findings import counted
 from store.fsck.objects import References
 from store.model import ChatId, Head, Millis, NewEntry, Seq, SpaceId, WorkspaceId, workspace_space
 
 _TRIES: Final = 5
 _TORN_MAX: Final = 1 << 28
 """What one write leaves is shorter."""
+_SPANS: Final = 8
+"""How many a finding names."""
 _FAR_MS: Final = 366 * 86_400_000
 """No lease is granted for longer."""
 
@@ -99,7 +102,7 @@ class SpaceCheck:
             self._context.findings.looked(logs=1, entries=facts.checked.seq - facts.checked.first_seq + 1)
         facts.deleted, facts.lost = told.deleted, told.lost
         if told.lost:
-            what = f"{_entries(told.lost)} couldn't be read when the log was repaired"
+            what = f"{counted(told.lost, 'entry')} couldn't be read when the log was repaired"
             self._context.info("entries-lost", what, path, where)
         self._refer(facts, path, told)
         return facts
@@ -233,7 +236,7 @@ class SpaceCheck:
         if torn:
             plan = survey.examine(fd, plan.end.end, base, start)
             mark = plan.end
-            tail = f"an interrupted write left {len(rest)} bytes behind entry {mark.seq}"
+            tail = f"an interrupted write left {counted(len(rest), 'byte')} behind entry {mark.seq}"
             advice = "whoever opens the log next moves them to quarantine/"
             fix = (
                 (lambda: self._keep_torn(space, rest, mark))
@@ -262,9 +265,9 @@ class SpaceCheck:
         lost = sum(last - first + 1 for first, last in done.lost)
         parts = [f"the log is whole again; the damaged bytes are kept as quarantine/{done.quarantine}"]
         if done.restored:
-            parts.append(f"{_entries(len(done.restored))} restored")
+            parts.append(f"{counted(len(done.restored), 'entry')} restored")
         if lost:
-            parts.append(f"{_entries(lost)} given up")
+            parts.append(f"{counted(lost, 'entry')} given up")
         return "; ".join(parts)
 
     def _cut(self, space: SpaceId, path: Path, rest: bytes, mark: Mark) -> str:
@@ -396,18 +399,22 @@ def _write_base(directory: Path, base: Mark) -> str:
     return "written anew"
 
 
-def _entries(count: int) -> str:
-    return "1 entry" if count == 1 else f"{count} entries"
+def _spans(spans: list[list[int]]) -> str:
+    """`entry 6`, `entries 6 and 9-11`."""
+    texts = [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+    if len(texts) > _SPANS:
+        texts[_SPANS:] = ["more"]
+    noun = "entry" if texts == [str(spans[0][0])] else "entries"
+    return f"{noun} {' and '.join(filter(None, [', '.join(texts[:-1]), texts[-1]]))}"
 
 
 def _damage(plan: survey.Plan) -> str:
     parts = []
     if plan.lost:
-        spans = [str(first) if first == last else f"{first} to {last}" for first, last in plan.lost]
-        parts.append(f"entries that can't be read: {', '.join(spans[:8])}{', …' if len(spans) > 8 else ''}")
+        parts.append(f"{_spans(plan.lost)} can't be read")
         if plan.hidden_tail:
             parts.append("the damage reaches the log's end, so how many it had there is only known at least")
     if plan.restored:
-        parts.append(f"{_entries(len(plan.restored))} can be restored whole")
+        parts.append(f"{counted(len(plan.restored), 'entry')} can be restored whole")
     offset = next(piece.begin for piece in plan.pieces if not isinstance(piece, survey.Kept))
     return f"the log is damaged at byte {offset}: {'; '.join(parts) or 'bytes that are no entries'}"

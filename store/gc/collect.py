@@ -193,7 +193,9 @@ class _Collection:
             try:
                 marks.look()
                 if not marks.unsound:
-                    self.done.blobs = BlobSweep(objects, marks, dry_run=self._dry_run).run()
+                    sweep = BlobSweep(objects, marks, dry_run=self._dry_run)
+                    self.done.blobs = sweep.run()
+                    self.done.notes.extend(sweep.notes)
             except OSError as error:
                 self.done.notes.append(f"attachments are left alone: {error.filename}: {error.strerror}")
             for path in marks.unsound:

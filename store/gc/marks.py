@@ -2,7 +2,8 @@ r"""Which blobs are in use: every digest that a log, a draft, a compacted state,
 
 Text is searched for digests, not decoded: what looks like a use keeps its blob, whatever kind of event it stands in,
 and however damaged the line is. A letter may be written as `\u00xx`, as JSON allows. What was removed from a chat stays
-in use while the log has the event that put it there.
+in use while the log has the event that put it there. Where a compacted log's state can't be read, nobody knows what it
+names: such a log is unsound.
 
 Concurrency: for a thread. Logs grow meanwhile: `look` again reads what is new.
 """
@@ -15,12 +16,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import orjson
+
+from store import codec
+from store.beginning import COMPACTED, base_of
 from store.driver import CHUNK
 from store.drivers.chunks import split_digest
-from store.drivers.file.objects import CHUNK_SUFFIX, SMALL_SUFFIX, Objects
+from store.drivers.file.objects import Objects, suffix_of
 from store.drivers.file.tail import Mark, is_torn, pread_all
 from store.drivers.file.text import LOG_NAME, read_base
-from store.errors import BlobNotFound, CorruptBlob, FormatError
+from store.errors import BlobNotFound, FormatError, StoreError
 from store.fsck import logs
 from store.fsck.context import locked
 from store.model import Digest, SpaceId, is_uuid
@@ -46,11 +51,15 @@ class Marks:
         self._seen: dict[Path, tuple[int, int]] = {}
         self._checked: set[Path] = set()
         self.unsound: list[Path] = []
-        """Logs that can't be read to their ends: what they use isn't known."""
+        """Logs that can't be read to their ends, or whose states can't: what they use isn't known."""
 
     def __contains__(self, digest: Digest) -> bool:
         is_long, name = split_digest(digest)
         return _key(is_long, name) in self._used
+
+    def long_names(self) -> Iterator[str]:
+        """The hex of each long blob's digest that is in use."""
+        return (key[:32].hex() for key in self._used if len(key) > 32)
 
     def look(self) -> None:
         """Read what is new since the last look. Raises OSError: what can't be listed may use anything."""
@@ -59,9 +68,13 @@ class Marks:
             if path not in self._checked:
                 self._checked.add(path)
                 if not self._is_sound(path):
-                    self.unsound.append(path)
+                    self._give_up(path)
         for path in self._others():
             self._look_at(path)
+
+    def _give_up(self, path: Path) -> None:
+        if path not in self.unsound:
+            self.unsound.append(path)
 
     # ---- where digests are named
 
@@ -92,46 +105,57 @@ class Marks:
             if (inode, size) == (status.st_ino, status.st_size) and path.name == LOG_NAME:
                 return
             begin = max(0, size - _OVERLAP) if inode == status.st_ino and path.name == LOG_NAME else 0
-            self._search(fd, begin, status.st_size)
+            missing = self._search(path, fd, begin, status.st_size)
             self._seen[path] = (status.st_ino, status.st_size)
         finally:
             os.close(fd)
+        if missing and path.name == LOG_NAME and _begins_with(path, missing):
+            self._give_up(path)
 
-    def _search(self, fd: int, begin: int, end: int) -> None:
+    def _search(self, path: Path, fd: int, begin: int, end: int) -> set[Digest]:
+        """Take in a range of a file; return what may be its states and isn't there."""
+        missing: set[Digest] = set()
         while begin < end:
             text = pread_all(fd, min(_PIECE, end - begin), begin)
             if not text:
-                return
-            self._take(text)
+                break
+            missing |= self._take(path, text)
             begin += len(text)
             if begin < end:
                 begin -= min(_OVERLAP, len(text) - 1)
+        return missing
 
-    def _take(self, text: bytes) -> None:
+    def _take(self, path: Path, text: bytes) -> set[Digest]:
+        missing: set[Digest] = set()
         if b"\\u00" in text:
             text = _LETTER.sub(lambda match: bytes([int(match[1], 16)]), text)
         for match in _DIGEST.finditer(text):
             self._used.add(_key(match[1] is not None, match[2].decode()))
         for match in _STATE.finditer(text):
             state = Digest(match[1].decode())
-            if state not in self._states:
+            if state in self._states:
+                continue
+            try:
                 self._states.add(state)
-                self._open_state(state)
+                self._open_state(path, state)
+            except BlobNotFound:
+                # Any text may look like this; and it may be there when it is named again.
+                self._states.discard(state)
+                missing.add(state)
+            except (StoreError, OSError):
+                self._give_up(path)
+        return missing
 
-    def _open_state(self, digest: Digest) -> None:
-        """A compacted log's state is a blob that names others."""
-        try:
-            manifest = self._objects.manifest(digest)
-            suffix = CHUNK_SUFFIX if manifest.size > CHUNK else SMALL_SUFFIX
-            rest = b""
-            for index, chunk in enumerate(manifest.chunks):
-                text = rest + Path(self._objects.path(chunk + suffix)).read_bytes()
-                if index == 0 and not text.startswith(_PACKED):
-                    return
-                self._take(text)
-                rest = text[-_OVERLAP:]
-        except (BlobNotFound, CorruptBlob, OSError):
-            return  # fsck says so; what it named isn't known to anybody
+    def _open_state(self, path: Path, digest: Digest) -> None:
+        """A compacted log's state is a blob that names others. Raises StoreError, OSError."""
+        manifest = self._objects.manifest(digest)
+        rest = b""
+        for index, chunk in enumerate(manifest.chunks):
+            text = rest + self._objects.read(chunk + suffix_of(manifest), 0, CHUNK)
+            if index == 0 and not text.startswith(_PACKED):
+                return
+            self._take(path, text)
+            rest = text[-_OVERLAP:]
 
     # ---- whether logs can be believed
 
@@ -170,6 +194,33 @@ class Marks:
             return True
         rest = pread_all(fd, size - found.end, found.end)
         return is_torn(rest, Mark(found.seq, 0, found.crc))
+
+
+def _begins_with(path: Path, missing: set[Digest]) -> bool:
+    """Whether the log at `path` begins behind one of these states, or may do so."""
+    try:
+        through = read_base(path.parent).seq
+        if not through:
+            return False
+        with path.open("rb") as file:
+            for line in file:
+                if COMPACTED.encode() in line and _state_of(line, through) in missing:
+                    return True
+    except FileNotFoundError:
+        return False
+    except (FormatError, OSError):
+        return True
+    return False
+
+
+def _state_of(line: bytes, through: int) -> Digest | None:
+    """The state that a line says led through that entry."""
+    entry = codec.parse(line.rstrip(b"\n"))
+    try:
+        base = base_of(entry) if entry is not None else None
+    except orjson.JSONDecodeError:
+        return None
+    return base.digest if base is not None and base.through == through else None
 
 
 def _key(is_long: bool, name: str) -> bytes:  # noqa: FBT001

@@ -2,7 +2,7 @@
 
 A blob that was added lately stays, named or not: whoever added it may be about to name it. Blobs are deleted with the
 objects' lock held alone, after one more look at what the logs say by then; long blobs' chunks in a second step, when no
-list of chunks that is left has them.
+list of chunks that is left has them. While a list is damaged or missing, no chunk goes: it may be one of that list's.
 
 Concurrency: for a thread; other processes use the store meanwhile.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from store import durability
-from store.drivers.chunks import LONG, SMALL
+from store.drivers.chunks import LONG, SMALL, sha256
 from store.drivers.file.objects import CHUNK_SUFFIX, MANIFEST_SUFFIX, Objects
 from store.fsck.context import CRASH_SECONDS
 from store.gc.marks import Marks
@@ -41,11 +41,12 @@ _EDITORS: Final = re.compile(
     r"\..*\.sw[a-z]|\..*\.sw[a-z]x"  # vim's swap files
     r"|.*~|4913|5036|5159|5282|5405"  # backups; vim's tests for a writable directory
     r"|#.*#|\.#.*"  # emacs' auto-save files and locks
-    r"|sed[A-Za-z0-9]{6}"
+    r"|sed(?=[a-z0-9]*[A-Z])[A-Za-z0-9]{6}"  # not sedentary, not sed202401
     r"|\.goutputstream-[A-Z0-9]{6}"  # GLib
     r"|.*\.kate-swp|\..*\.sb-[0-9a-f]{8}-[A-Za-z0-9]{6}"  # KDE, macOS
     r"|.*___jb_(?:tmp|old)___"  # JetBrains
-    r"|\..*\.(?=[a-z]*[A-Z0-9])[A-Za-z0-9]{6}"  # rsync
+    # rsync's, where they look random: not .notes.202401, .notes.README, .notes.Draft2. Others of its names stay.
+    r"|\..*\.(?=[A-Za-z]*[0-9])(?=[A-Za-z0-9]*[a-z0-9][A-Z])[A-Za-z0-9]{6}"
     r"|\.nfs[0-9a-f]+"
 )
 
@@ -75,6 +76,7 @@ class BlobSweep:
         self._dry_run = dry_run
         self._before = time.time() - grace
         self.blobs = Swept()
+        self.notes: list[str] = []
 
     def run(self) -> Swept:
         """All of them. Raises OSError, StoreError."""
@@ -135,16 +137,39 @@ class BlobSweep:
     def _sweep_chunks(self, doomed: set[str]) -> None:
         """Chunks that no list has which is left, or would be."""
         with self._objects.held(alone=True) if not self._dry_run else contextlib.nullcontext():
-            chunks: set[bytes] = set()
-            for name in self._objects.names(MANIFEST_SUFFIX):
-                if name not in doomed:
-                    with contextlib.suppress(FileNotFoundError):
-                        chunks.update(Path(self._objects.path(name)).read_bytes().split(b"\n")[1:])
+            chunks = None if self._marks.unsound else self._listed(doomed)
+            if chunks is None:
+                return
             for name in self._objects.names(CHUNK_SUFFIX):
                 if name[:64].encode() not in chunks and (status := self._age(name)) is not None:
                     self.blobs.bytes += status.st_size
                     if not self._dry_run:
                         self._objects.drop(name)
+
+    def _listed(self, doomed: set[str]) -> set[bytes] | None:
+        """The chunks that long blobs have; None, and a note, where that can't be known."""
+        chunks: set[bytes] = set()
+        intact: set[str] = set()
+        for name in self._objects.names(MANIFEST_SUFFIX):
+            if name in doomed:
+                continue
+            try:
+                text = Path(self._objects.path(name)).read_bytes()
+            except FileNotFoundError:
+                continue
+            if sha256(text) != name[:64]:
+                self._keep_chunks(name[:64], "is damaged")
+                return None
+            intact.add(name[:64])
+            chunks.update(text.split(b"\n")[1:])
+        for name in self._marks.long_names():
+            if name not in intact:
+                self._keep_chunks(name, "is missing")
+                return None
+        return chunks
+
+    def _keep_chunks(self, name: str, how: str) -> None:
+        self.notes.append(f"parts of large attachments are left alone: the list of {LONG}{name} {how}: run chatfs fsck")
 
 
 def _digest(name: str) -> Digest:

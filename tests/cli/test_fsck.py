@@ -33,7 +33,7 @@ def test_errors_are_told_repaired_and_gone(demo: Cli):
     assert (code, err) == (4, "")
     first, total = out.splitlines()
     assert first.startswith("error: demo/trip: workspace/")
-    assert "entries that can't be read: 1" in first
+    assert "entry 1 can't be read" in first
     assert "(chatfs fsck --repair does what can be done)" in first
     assert total.startswith("1 error, no warnings; ")
 
@@ -78,11 +78,22 @@ def test_names_from_chats_cant_command_a_terminal(demo: Cli):
     assert "demo/a\\u202eb" in out
 
 
+def test_a_damaged_document_of_a_name_is_repaired(demo: Cli):
+    (demo.store / "kv" / "names,demo.json").write_bytes(b"{")
+    code, out, _ = demo.attempt("fsck")
+    assert (code, out.startswith("warning: kv/names,demo.json: is no document (chatfs fsck --repair ")) == (0, True)
+    assert demo.attempt("fsck", "--repair")[0] == 1
+    demo.run("workspace", "rename", "demo", "other")
+    assert "hi there" in demo.run("cat", "other/trip")
+    assert "has 1 file of 1 byte that" in demo.run("fsck")
+
+
 def test_what_cant_be_checked(cli: Cli):
     assert "no store" in cli.fails("fsck", code=8)
     cli.run("workspace", "create", "demo")
     assert "no workspace" in cli.fails("fsck", "nope", code=8)
-    assert "no chat" in cli.fails("fsck", "demo/nope", code=8)
+    said = cli.fails("fsck", "demo/nope", code=8)
+    assert said == "there is no chat demo/nope: see chatfs chat ls --all demo"
     assert "memory:" in cli.fails("--store", "memory:", "fsck", code=8)
     (cli.store / "store.json").write_bytes(b'{"format": 999, "id": "x"}')
     assert "newer" in cli.fails("fsck", code=8)
@@ -117,8 +128,8 @@ def test_progress_is_for_terminals(demo: Cli):
 
 def test_an_interrupt_ends_it(demo: Cli):
     """It waits for the lock of a log that looks damaged."""
-    spoil(demo)
     path = demo.log_file("demo/trip")
+    spoil(demo)
     with path.open("rb") as log:
         fcntl.flock(log, fcntl.LOCK_EX)
         process = demo.begin("fsck", stderr=subprocess.DEVNULL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import trio
 
 from store.driver import AppendLog, Driver
 from store.drivers.file.stable import NOTE_NAME
-from store.drivers.file.text import LOG_NAME
+from store.drivers.file.text import LOG_NAME, Text
 from store.errors import CorruptLog, StoreFailed
 from store.model import Seq
 from tests.contract.backends import SPACE, Backend, FaultySystem, FileBackend, entries, faulty
@@ -302,3 +303,84 @@ async def test_bytes_that_changed_meanwhile_arent_written_again(file_backend: Fi
         await log.recover()
     assert log.failure is not None
     assert log_path(file_backend).read_bytes() == before
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_recovery_takes_no_descriptor_from_a_reader(
+    file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch, *, known: bool
+):
+    """The text is closed and attached anew on the loop, where no read is under way."""
+    log = await (await file_backend.open()).open_log(SPACE, create=True)
+    await log.append(entries("a", "b"))
+    if known:
+        await log.sync()
+        await log.append(entries("c"))
+    await failed(file_backend, log)
+    whole = log_path(file_backend).read_bytes()
+    seen: list[bytes | Exception] = []
+
+    def read() -> None:
+        try:
+            seen.append(log.read_text(0, 10**6))
+        except (OSError, trio.ClosedResourceError) as error:
+            seen.append(error)
+
+    close = Text.close
+
+    def closing(text: Text) -> None:
+        close(text)
+        with contextlib.suppress(RuntimeError):  # on the loop: nobody reads meanwhile
+            trio.from_thread.run_sync(read)
+
+    class Reading(FaultySystem):
+        def _meet(self, label: str) -> None:
+            with contextlib.suppress(RuntimeError):
+                trio.from_thread.run_sync(read)
+
+    with monkeypatch.context() as patched, faulty(Reading("", EIO)):
+        patched.setattr(Text, "close", closing)
+        await log.recover()
+    assert seen
+    assert set(seen) == {whole}
+    assert await log.append(entries("d")) == log.head.seq
+
+
+async def test_a_log_that_is_closed_during_recovery(file_backend: FileBackend):
+    log = await (await file_backend.open()).open_log(SPACE, create=True)
+    await log.append(entries("a", "b"))
+    await failed(file_backend, log)
+    whole = log_path(file_backend).read_bytes()
+
+    class Closing(FaultySystem):
+        def write(self, label: str, fd: int, data: bytes | memoryview) -> int:
+            if label == "log.truncate":
+                trio.from_thread.run(log.aclose)
+            return super().write(label, fd, data)
+
+    with faulty(Closing("nothing", EIO)), pytest.raises(trio.ClosedResourceError):
+        await log.recover()
+    assert log_path(file_backend).read_bytes() == whole
+    again = await (await file_backend.open()).open_log(SPACE)
+    await again.recover()
+    assert await again.append(entries("c")) == 3
+
+
+async def test_recovery_that_first_finishes_a_truncation(file_backend: FileBackend):
+    """What was known to be stable was so of the file that is replaced."""
+    log = await (await file_backend.open()).open_log(SPACE, create=True)
+    await log.append(entries(*("x" * 200 for _ in range(100))))
+    await log.sync()
+
+    class NoRename(FaultySystem):
+        def rename(self, label: str, source: object, target: object) -> None:
+            if label == "log.truncate":
+                raise EIO
+            super().rename(label, source, target)  # type: ignore[arg-type]
+
+    with faulty(NoRename("nothing", EIO)), pytest.raises(StoreFailed):
+        await log.truncate_before(Seq(11))
+    await log.append(entries(*("y" * 200 for _ in range(50))))
+    await failed(file_backend, log)
+    await log.recover()
+    assert await seqs(log) == list(range(11, 151))
+    assert await log.append(entries("z")) == 151

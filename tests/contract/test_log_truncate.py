@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 import trio
 
-from store.driver import AppendLog
+from store.driver import Access, AppendLog, Driver
 from store.drivers.file.text import BASE_NAME, LOG_NAME
-from store.errors import StoreFailed, Truncated
+from store.errors import ReadOnly, StoreFailed, Truncated
 from store.model import Seq
+from store.registry import open_driver
 from tests.contract.backends import SPACE, Backend, FaultySystem, FileBackend, entries, faulty, take
 
 
@@ -203,3 +205,72 @@ async def test_a_crash_between_base_and_rename_is_finished(file_backend: FileBac
     assert again.head == head
     assert await again.append(entries("x")) == 6
     assert await seqs(again) == list(range(6 - keep, 7))
+
+
+async def read_only(backend: FileBackend, how: str, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """A driver that may not change anything, or can't."""
+    if how == "opened so":
+        return await open_driver(backend.path.as_uri(), access=Access.READ)
+    driver = await backend.open()
+    opened = os.open
+
+    def refusing(path: str, flags: int, *args: object, **keywords: object) -> int:
+        if flags & os.O_ACCMODE != os.O_RDONLY and str(path).endswith(LOG_NAME):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, flags, *args, **keywords)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(os, "open", refusing)
+    return driver
+
+
+@pytest.mark.parametrize("how", ["opened so", "a read-only disk"])
+@pytest.mark.parametrize("tail", [b"", b'{"seq":61,"ts"'])
+@pytest.mark.parametrize(("count", "size", "keep"), [(6, 1, 0), (6, 1, 3), (60, 1, 58), (60, 4000, 2), (60, 4000, 40)])
+@pytest.mark.parametrize("batch", [1, 6])
+async def test_a_crash_between_base_and_rename_hides_nothing_from_who_only_reads(
+    file_backend: FileBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+    tail: bytes,
+    count: int,
+    size: int,
+    keep: int,
+    batch: int,
+):
+    writer = await open_log(file_backend)
+    for _ in range(count // batch):
+        await writer.append(entries(*("x" * size for _ in range(batch))))
+    path = file_backend.path / SPACE / LOG_NAME
+    old = path.read_bytes()
+    first = count - keep + 1
+    await writer.truncate_before(Seq(first))
+    head, text = writer.head, writer.read_text(0, 10**6)
+    expected = [entry async for entry in writer.read()]
+    await writer.aclose()
+    path.write_bytes(old + tail)  # as if the rename hadn't happened
+    with monkeypatch.context() as patched:
+        driver = await read_only(file_backend, how, patched)
+        try:
+            log = await driver.open_log(SPACE)
+            assert log.head == await log.refresh() == head
+            assert [entry async for entry in log.read()] == expected
+            assert [entry async for entry in log.read(reverse=True)] == expected[::-1]
+            assert await seqs(log, count - 1 if keep else count) == [count][: keep and 1]
+            assert log.read_text(0, 10**6) == text
+            assert log.read_text(7, 20) == text[7:27]
+            with pytest.raises(Truncated):
+                await seqs(log, first - 2)
+            with pytest.raises(ReadOnly):
+                await log.append(entries("new"))
+            async with log.subscribe(Seq(0)) as following:
+                assert await take(following, keep) == expected
+            assert path.read_bytes() == old + tail
+            patched.undo()
+            # Who can write finishes it; readers go on.
+            again = await open_log(file_backend)
+            assert await again.append(entries("new")) == count + 1
+            assert await log.refresh() == again.head
+            assert await seqs(log) == list(range(first, count + 2))
+            assert log.read_text(0, 10**6) == again.read_text(0, 10**6)
+        finally:
+            await driver.aclose()

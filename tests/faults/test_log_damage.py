@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import orjson
 import pytest
+import trio
 
 from store.driver import AppendLog
+from store.drivers.file.salvage import LOST, REPAIRED
 from store.drivers.file.text import LOG_NAME
 from store.errors import CorruptLog
+from store.fsck import Severity, check_store
 from store.library import open_store
-from store.model import Entry, NewEntry
+from store.model import Entry, Millis, NewEntry, Origin
 from tests.contract.backends import SPACE, FileBackend
 from tests.faults.faulty import FailingAt, standing_in
 from tests.support.torture import LONG
@@ -114,6 +120,87 @@ async def _check_backward(log: AppendLog, entries: list[Entry], hit: int) -> Non
     else:
         assert hit == head
     assert found == entries[head - len(found) : head][::-1]
+
+
+def content(entry: Entry) -> tuple[object, ...]:
+    """All that a repair must keep."""
+    return entry.seq, entry.ts, entry.actor, entry.origin, entry.data
+
+
+async def chat_of_batches(url: str) -> tuple[Path, list[Entry]]:
+    """A chat with single entries, batches, and entries that come from elsewhere: its log, and what that says."""
+    async with open_store(url) as store:
+        workspace = await store.create_workspace("demo", "test")
+        chat = await workspace.create_chat("trip", "test")
+        for size in (1, 3, 1, 2, 5, 1, 4, 1):
+            await chat.space.append(
+                [
+                    NewEntry(
+                        orjson.dumps(
+                            {"type": "message.appended", "id": f"m{n}", "role": "user", "content": f"\u00e9 {n}\n"}
+                        ),
+                        "uid:1/me",
+                        Origin("elsewhere", Millis(7)) if n % 2 else None,
+                    )
+                    for n in range(size)
+                ]
+            )
+        return chat.directory / LOG_NAME, [entry async for entry in chat.log()]
+
+
+async def test_a_flipped_bit_in_every_byte_is_repaired(quick_path: Path):
+    """Every entry that wasn't hit is as it was, and the log goes on behind the repair."""
+    sound, root = quick_path / "sound", quick_path / "store"
+    with standing_in(FailingAt()):
+        path, entries = await chat_of_batches(sound.as_uri())
+        path = root / path.relative_to(sound)
+        shutil.copytree(sound, root)
+        whole = path.read_bytes()
+        ends = list(itertools.accumulate(len(line) for line in whole.splitlines(keepends=True)))
+        assert len(ends) == len(entries)
+        newlines = [end - 1 for end in ends]
+        some = {*range(0, len(whole), len(whole) // 40), newlines[0], newlines[2], newlines[-2], newlines[-1]}
+        for at in range(len(whole)) if LONG else sorted(some):
+            shutil.rmtree(root)
+            shutil.copytree(sound, root)
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+            hit = entries[sum(end <= at for end in ends)]
+            try:
+                await _check_repair(root, entries, hit)
+            except BaseException as error:
+                error.add_note(f"bit {at % 8} of byte {at}, in entry {hit.seq}")
+                raise
+
+
+async def _check_repair(root: Path, entries: list[Entry], hit: Entry) -> None:
+    report = await trio.to_thread.run_sync(lambda: check_store(root, repair=True))
+    assert report.exit_code in {0, 1}
+    after = await _read_chat(root)
+    found = {entry.seq: entry for entry in after}
+    others = [entry for entry in entries if entry.seq != hit.seq]
+    assert [content(found[entry.seq]) for entry in others] == [content(entry) for entry in others]
+    there = found.get(hit.seq)
+    if there is None:
+        assert hit is entries[-1]  # a torn tail
+    elif content(there) != content(hit):
+        assert orjson.loads(there.data)["type"] in {LOST, REPAIRED}
+    assert all(orjson.loads(entry.data)["type"] == REPAIRED for entry in after if entry.seq > entries[-1].seq)
+    async with open_store(root.as_uri()) as store:
+        chat = await (await store.workspace("demo")).chat("trip")
+        await chat.append_events([{"role": "user", "content": "goes on"}], "test")
+    again = await _read_chat(root)
+    assert again[:-1] == after
+    assert orjson.loads(again[-1].data)["content"] == "goes on"
+    assert [entry.seq for entry in again] == list(range(1, len(again) + 1))
+    report = await trio.to_thread.run_sync(lambda: check_store(root, full=True))
+    assert [each for each in report.findings if each.severity < Severity.INFO] == []
+
+
+async def _read_chat(root: Path) -> list[Entry]:
+    async with open_store(root.as_uri()) as store:
+        chat = await (await store.workspace("demo")).chat("trip")
+        assert await chat.text()
+        return [entry async for entry in chat.log()]
 
 
 async def test_a_chat_with_a_flipped_bit_is_read_only_and_the_others_go_on(quick_path: Path):

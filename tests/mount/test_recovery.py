@@ -55,6 +55,9 @@ def test_damage_in_the_middle_makes_one_chat_read_only(mounted: Mounted) -> None
     assert refused(lambda: append(broken)) == errno.EROFS
     assert refused(lambda: (broken.attachments / "b.txt").write_bytes(b"b")) == errno.EROFS
     assert refused(lambda: broken.md.write_bytes(text + b"\n## user\n\nmore\n")) == errno.EROFS
+    for name in ("history.md", "chat.json"):
+        assert refused(lambda name=name: os.open(broken.directory / name, os.O_WRONLY)) == errno.EROFS  # type: ignore[misc]
+    assert not [name for name in os.listdir(broken.directory) if "recovered" in name]
     append(sound)
     assert sound.md.read_bytes().endswith(b"more\n")
     mounted.workspace("other").chat().say("hello")
@@ -66,6 +69,23 @@ def test_damage_in_the_middle_makes_one_chat_read_only(mounted: Mounted) -> None
     assert b"message 13" in broken.md.read_bytes()
     assert broken.md.read_bytes().endswith(b"more\n")
     assert broken.jsonl.read_bytes() == broken.log_file.read_bytes()
+
+
+def test_damage_in_the_last_batch_is_said(mounted: Mounted) -> None:
+    broken = fill(mounted.workspace(), ["broken"])["broken"]
+    mounted.unmount()
+    shutil.rmtree(broken.log_file.parent / "snapshots", ignore_errors=True)
+    flip(broken.log_file, b"attachment.put", b"attachment.pot")
+    mounted.expected_trouble.append("broken|damaged")
+    mounted.start()
+    assert b"message 29" in broken.md.read_bytes()
+    assert refused(lambda: append(broken)) == errno.EROFS
+    assert f"{broken.id} is read-only: the log is damaged" in mounted.stderr
+    failed = mounted.cli("cat", "demo/broken", check=False)
+    assert failed.returncode == 1
+    assert b"message 29" in failed.stdout
+    assert mounted.cli("fsck", "--repair", check=False).returncode == 1
+    wait_for(lambda: refused(lambda: append(broken)) is None, what="the repaired chat to take appends")
 
 
 @pytest.mark.parametrize("how", ["base", "directory", "gone", "empty", "symlink"])

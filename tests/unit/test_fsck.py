@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -15,8 +18,10 @@ import trio
 
 from store import compaction, durability
 from store.drivers.file.locks import blocking_lock
-from store.errors import FormatError, StoreNotFound
-from store.fsck import Finding, Report, Scope, Severity, ahead, check_store
+from store.errors import FormatError, NameTaken, StoreNotFound
+from store.fsck import Finding, Report, Scope, Severity, ahead, check_store, counted
+from store.fsck.spaces import _spans
+from store.index import schema
 from store.library import open_store
 from store.model import NewEntry
 from store.workspace_state import Place
@@ -186,7 +191,7 @@ async def test_a_damaged_log_is_repaired_and_the_rest_stays(made: Made):
     replace(made.log("trip"), b"hello 7", b"hellO 7")
     (found,) = made.problems()
     assert (found.severity, found.kind, found.where) == (Severity.ERROR, "log-damaged", "demo/trip")
-    assert "entries that can't be read: 8" in found.what
+    assert "entry 8 can't be read" in found.what
     assert made.check().exit_code == 4
     assert made.check(repair=True).exit_code == 1
     assert made.problems() == []
@@ -421,10 +426,86 @@ async def test_a_spoiled_index_is_dropped(made: Made):
     content = bytearray(path.read_bytes())
     content[4096:8192] = b"\xff" * 4096
     path.write_bytes(content)
-    assert made.kinds() == ["index"]
+    (found,) = made.problems()
+    assert (found.kind, "\n" in found.what) == ("index", False)
     assert made.check(repair=True).exit_code == 1
     assert made.problems() == []
     assert not path.exists()
+
+
+def test_a_heading_of_sqlite_isnt_said(made: Made):
+    """It comes with a newline."""
+    path = made.root / "index.db"
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute(f"PRAGMA application_id = {schema.APPLICATION}")
+        connection.execute(f"PRAGMA user_version = {schema.VERSION}")
+        connection.execute("CREATE TABLE gone (x)")
+        connection.execute("CREATE TABLE spaces (x)")
+        connection.execute("INSERT INTO gone VALUES (1)")
+        connection.commit()
+        connection.execute("DROP TABLE gone")  # leaves a free page
+        connection.commit()
+    path.chmod(0o600)
+    content = bytearray(path.read_bytes())
+    content[36:40] = bytes(4)  # SQLite's file format: the number of free pages
+    path.write_bytes(content)
+    (found,) = made.problems()
+    assert found.what.startswith("is damaged: ")
+    assert not {"\n", "*"} & set(found.what)
+
+
+def _still(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a read-only disk, also for root, whom modes don't stop: SQLite opens files only if they are immutable."""
+    usual, access = sqlite3.connect, os.access
+
+    def connect(name: str, **how: Any) -> sqlite3.Connection:
+        return usual(name if name.endswith("?immutable=1") else "file:/nowhere/index.db?mode=ro", **how)
+
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != made.root and access(path, mode))
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_an_index_on_a_read_only_disk(made: Made, monkeypatch: pytest.MonkeyPatch, *, damaged: bool):
+    async with open_store(f"file://{made.root}") as store:
+        await store.index.catch_up()
+    path = made.root / "index.db"
+    assert not path.with_name("index.db-wal").exists()
+    if damaged:
+        content = bytearray(path.read_bytes())
+        content[4096:8192] = b"\xff" * 4096
+        path.write_bytes(content)
+    _still(made, monkeypatch)
+    assert made.kinds() == ["index"] * damaged
+    path.with_name("index.db-wal").write_bytes(b"what makes it whole")
+    path.with_name("index.db-wal").chmod(0o600)
+    assert made.kinds() == []
+
+
+def test_damage_is_said_once(made: Made):
+    path = max(made.chats["trip"].glob("snapshots/*.json"))
+    flip(path)
+    (found,) = made.problems()
+    assert found.what == f"the snapshot can't be loaded: {path.name} is damaged"
+
+
+@pytest.mark.parametrize(
+    ("spans", "said"),
+    [
+        ([[6, 6]], "entry 6"),
+        ([[6, 7]], "entries 6-7"),
+        ([[6, 6], [9, 11]], "entries 6 and 9-11"),
+        ([[1, 1], [3, 3], [5, 6]], "entries 1, 3 and 5-6"),
+        ([[n, n] for n in range(1, 30, 2)], "entries 1, 3, 5, 7, 9, 11, 13, 15 and more"),
+    ],
+)
+def test_entries_are_listed_in_words(spans: list[list[int]], said: str):
+    assert _spans(spans) == said
+
+
+def test_one_of_a_thing_is_no_plural():
+    assert [counted(1, what) for what in ("file", "entry")] == ["1 file", "1 entry"]
+    assert [counted(0, what) for what in ("file", "entry")] == ["0 files", "0 entries"]
 
 
 # ---- the store's own
@@ -446,7 +527,7 @@ async def test_drafts_are_looked_at(made: Made):
 
 
 def test_documents_leases_modes_and_strangers(made: Made, tmp_path: Path):
-    (made.root / "kv" / "names,demo.json").write_bytes(b"{")
+    (made.root / "kv" / "sandboxes,x.json").write_bytes(b"{")
     lease = made.chats["trip"] / "lease.json"
     lease.write_bytes(b'{"holder":"x","epoch":0,"expires":1}')
     lease.chmod(0o600)
@@ -456,8 +537,29 @@ def test_documents_leases_modes_and_strangers(made: Made, tmp_path: Path):
     assert sorted(made.kinds()) == ["document", "lease-damaged", "mode", "stranger", "stranger"]
     made.check(repair=True)
     assert made.log("trip").stat().st_mode & 0o777 == 0o600
-    assert "mode" not in made.kinds()
+    assert sorted(made.kinds()) == ["document", "lease-damaged", "stranger", "stranger"]
     assert (made.root / "notes.txt").exists()
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"key":"names/demo","etag":"1","value":{}}'])
+@pytest.mark.parametrize("name", ["demo", "\N{SNOWMAN}" * 80], ids=["short", "long"])
+async def test_a_damaged_document_of_a_name_is_set_aside(made: Made, name: str, content: bytes):
+    async with open_store(f"file://{made.root}") as store:
+        await store.rename_workspace(await store.workspace("demo"), name, "test")
+    (path,) = (path for path in (made.root / "kv").glob("*.json") if path.name != "sandboxes,x.json")
+    path.write_bytes(content)
+    (found,) = made.problems()
+    assert (found.severity, found.kind, found.left) == (Severity.WARNING, "document", True)
+    assert made.check(repair=True).exit_code == 1
+    assert made.problems() == []
+    assert [kept.read_bytes() for kept in (made.root / "quarantine").glob("*.document")] == [content]
+    async with open_store(f"file://{made.root}") as store:
+        workspace = await store.workspace(name)
+        with pytest.raises(NameTaken):
+            await store.create_workspace(name, "test")
+        await store.rename_workspace(workspace, "other", "test")
+        await store.create_workspace(name, "test")
+    assert made.problems() == []
 
 
 async def test_a_name_that_two_workspaces_have(made: Made):

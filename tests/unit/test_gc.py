@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 import pytest
 import trio
+import trio.testing
 
 from store import compaction, durability
 from store.drivers.file.objects import Objects
@@ -247,6 +248,120 @@ async def test_what_a_compacted_state_names_stays(root: Path):
         assert [piece async for piece in chat.read_attachment("a.txt")] == [b"named by the state alone"]
 
 
+@pytest.mark.parametrize("how", ["a digest changed", "its beginning changed", "unreadable", "gone"])
+async def test_nothing_is_deleted_while_a_compacted_state_is_damaged(root: Path, how: str):
+    async with open_store(f"file://{root}") as store:
+        workspace = await made(store)
+        chat = await workspace.chat("trip")
+        ref = await chat.attach("a.txt", b"named by the state alone", "test")
+        await chat.append_events([{"role": "user", "content": "hello again"}] * 3, "test")
+        await compaction.compact(chat, keep=1)
+        for snapshot in (chat.directory / "snapshots").iterdir():
+            snapshot.unlink()
+        log = (chat.directory / "history.jsonl").read_bytes()
+    state = log.partition(b'"state":"sha256:')[2][:64].decode()
+    path = root / "objects" / state[:2] / state
+    good = path.read_bytes()
+    path.unlink()
+    if how == "a digest changed":
+        assert ref.digest[7:].encode() in good
+        path.write_bytes(good.replace(ref.digest[7:].encode(), b"0" * 64))
+    elif how == "its beginning changed":
+        path.write_bytes(b"?" + good[1:])
+    elif how == "unreadable":
+        path.symlink_to("elsewhere")
+    age(root)
+    done = await run(root)
+    assert done.blobs.count == 0
+    assert any("attachments are left alone" in note for note in done.notes)
+    path.unlink(missing_ok=True)
+    path.write_bytes(good)
+    path.chmod(0o600)
+    age(root)
+    done = await run(root)
+    assert (done.blobs.count, done.notes) == (0, [])
+    assert problems(root) == []
+    async with open_store(f"file://{root}") as store:
+        chat = await (await store.workspace("demo")).chat("trip")
+        assert [piece async for piece in chat.read_attachment("a.txt")] == [b"named by the state alone"]
+
+
+async def test_text_that_looks_like_a_lost_state_keeps_nothing(root: Path):
+    async with open_store(f"file://{root}") as store:
+        workspace = await made(store)
+        chat = await workspace.chat("trip")
+        await chat.append_events([{"role": "user", "content": "hello again"}] * 3, "test")
+        await compaction.compact(chat, keep=1)
+        (through,) = {orjson.loads(e.data)["through"] async for e in chat.log() if b"log.compacted" in e.data}
+        lost = {"state": f"sha256:{'7' * 64}", "through": through}
+        await chat.append_events([{"role": "user", "content": "log.compacted", **lost}], "test")
+        await chat.append_events([{"type": "x.compacted", "of": {"type": "log.compacted", **lost}}], "test")
+        await store.driver.blobs.put(b"never named")
+    age(root)
+    done = await run(root)
+    assert (done.blobs.count, done.notes) == (1, [])
+
+
+@pytest.mark.parametrize("how", ["damaged", "quarantined", "missing"])
+async def test_no_chunk_goes_while_a_list_of_chunks_is_damaged(root: Path, how: str):
+    async with open_store(f"file://{root}") as store:
+        chat = await (await made(store)).chat("trip")
+        await chat.attach("long.bin", LONG, "test")
+        await store.driver.blobs.put(b"never named")
+    (path,) = found(root, "objects/*/*.chunks")
+    good = path.read_bytes()
+    path.unlink()
+    if how != "missing":
+        path.write_bytes(good[:-10] + (b"0" if good[-10:-9] != b"0" else b"1") + good[-9:])
+    if how == "quarantined":
+        check_store(root, repair=True)
+        assert not path.exists()
+    age(root)
+    done = await run(root)
+    assert done.blobs.count == 1
+    assert any("parts of large attachments are left alone" in note for note in done.notes)
+    path.write_bytes(good)
+    age(root)
+    assert (await run(root)).bytes == 0
+    async with open_store(f"file://{root}") as store:
+        chat = await (await store.workspace("demo")).chat("trip")
+        assert b"".join([piece async for piece in chat.read_attachment("long.bin")]) == LONG
+
+
+@pytest.mark.parametrize("content", [b"small", LONG])
+async def test_a_blob_that_a_draft_left_as_it_was_is_young_again(root: Path, content: bytes):
+    async with open_store(f"file://{root}") as store:
+        await made(store)
+        base = await store.driver.blobs.put(content)
+        age(root)
+        staging = store.driver.blobs.stage(base.digest, label={"name": "x"})
+        assert await staging.commit() == base
+        assert (await run(root)).blobs.count == 0
+        age(root)
+        staging = store.driver.blobs.stage(base.digest, label={"name": "x"})
+        staging.truncate(base.size + 1)
+        staging.truncate(base.size)
+        assert await staging.commit() == base
+        assert (await run(root)).blobs.count == 0
+        age(root)
+        assert (await run(root)).blobs.count == 1
+
+
+async def test_what_is_written_while_an_unchanged_draft_waits_for_a_collection_stays(root: Path):
+    async with open_store(f"file://{root}") as store:
+        base = await store.driver.blobs.put(b"small")
+        staging = store.driver.blobs.stage(base.digest, label={"name": "x"})
+        objects = Objects(root)
+        async with trio.open_nursery() as nursery:
+            with objects.held(alone=True):
+                nursery.start_soon(staging.commit)
+                await trio.testing.wait_all_tasks_blocked()
+                staging.write(0, b"S")
+        assert staging.read(0, 10) == b"Small"
+        ref = await staging.commit()
+        assert await store.driver.blobs.read(ref.digest, 0, 10) == b"Small"
+
+
 async def test_letters_written_as_escapes_name_a_blob_too(root: Path):
     async with open_store(f"file://{root}") as store:
         workspace = await made(store)
@@ -334,6 +449,11 @@ async def test_stale_editor_files_go_and_a_users_bytes_stay(root: Path):
         "notes.txt",
         "2024",
         ".profile",
+        "sedentary",
+        "sed202401",
+        ".notes.202401",
+        ".notes.README",
+        ".notes.Draft2",
     ]
     for area, names in (("scratch", stale + kept), ("scratch-attachments", [".big.iso.Ab3dEf", ".hidden"])):
         (directory / area).mkdir()

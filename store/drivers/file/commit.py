@@ -43,8 +43,7 @@ def make_blob(objects: Objects, frozen: Frozen, *, durable: bool, wait: bool) ->
                 assert frozen.base is not None
                 name = frozen.base.chunks[index]
                 kept_from_base.append(name + suffix)
-                if suffix_of(frozen.base) != suffix or not base_there:
-                    new = _relink(objects, frozen.base, name, suffix, durable=durable)
+                new = _keep(objects, frozen.base, name, suffix, is_there=base_there, durable=durable)
             elif frozen.base is None or frozen.limit <= index * CHUNK:
                 if length != CHUNK or not zeros:
                     name = sha256(bytes(length))
@@ -98,6 +97,15 @@ def _store_file(objects: Objects, path: str, length: int, suffix: str, *, durabl
     finally:
         os.close(fd)
     return name, objects.install(name + suffix, path, durable=durable, data=data)
+
+
+def _keep(objects: Objects, base: Manifest, name: str, suffix: str, *, is_there: bool, durable: bool) -> bool:
+    if suffix_of(base) != suffix or not is_there:
+        return _relink(objects, base, name, suffix, durable=durable)
+    if suffix == SMALL_SUFFIX:
+        # Of a long blob it is the manifest that must be young, and that is added.
+        objects.touch(base.digest)
+    return False
 
 
 def _relink(objects: Objects, base: Manifest, name: str, suffix: str, *, durable: bool) -> bool:

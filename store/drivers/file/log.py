@@ -26,10 +26,10 @@ from store.drivers.file import locks, repair
 from store.drivers.file.lease import EpochRecord
 from store.drivers.file.readers import Backward, Cursor, Forward
 from store.drivers.file.stable import Pace, Stable, checked
-from store.drivers.file.tail import UNSYNCED, Mark, locate, pread_all
+from store.drivers.file.tail import UNSYNCED, Mark, pread_all
 from store.drivers.file.text import BASE_NAME, Look, Text, encode_base
 from store.drivers.signal import Signal
-from store.errors import ReadOnly, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed
+from store.errors import CorruptLog, ReadOnly, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed
 from store.model import Entry, Epoch, Head, NewEntry, Seq, SpaceId
 
 
@@ -78,14 +78,14 @@ class FileLog:
     @property
     def head(self) -> Head:
         """See AppendLog."""
-        return self.text.head
+        return self.text.shown
 
     async def refresh(self) -> Head:
         """See AppendLog."""
         while True:
             seen = self.text.look()
             if seen is Look.SEEN:
-                return self.text.head
+                return self.text.shown
             if seen is Look.MORE:
                 await trio.lowlevel.checkpoint()
                 continue
@@ -265,23 +265,34 @@ class FileLog:
                     pass
                 raise StoreFailed(f"entry {seq - 1} of {self.space} can't be found: run chatfs fsck")
             with durability.failing(f"truncating the log of {self.space}"):
-                # A thread, and the flock stays held: other instances wait.
-                await trio.to_thread.run_sync(self._replace, base, True, limiter=self._around.limiter)
+                await self._in_thread(self._replace, base, True)
                 text.attach()
             self.signal.notify()
 
-    def _replace(self, base: Mark, record: bool) -> None:  # noqa: FBT001
-        """Put what stands behind `base` in the log's place. In a thread, or while opening; under the lock."""
+    async def _in_thread(self, work: Callable[..., None], *args: object) -> None:
+        """Let a thread work on the text, on a descriptor of its own. The flock stays held: other instances wait.
+
+        What attaches the text to another file is done here, on the loop: readers use its descriptor at any time.
+        """
+        fd = os.dup(self.text.fd)
+        try:
+            await trio.to_thread.run_sync(work, fd, *args, limiter=self._around.limiter)
+        finally:
+            os.close(fd)
+        self.text.check_open()
+
+    def _replace(self, fd: int, base: Mark, record: bool) -> None:  # noqa: FBT001
+        """Put what stands behind `base` in `fd` in the log's place. In a thread, or while opening; under the lock."""
         text = self.text
         directory = text.directory
         beside = durability.temporary(text.path)
         if record:
             with self._stable.decisive("truncating"):
-                durability.system.fdatasync("log.truncate", text.fd)
+                durability.system.fdatasync("log.truncate", fd)
         target = durability.create("log.truncate", beside)
         try:
             offset = base.end
-            while piece := os.pread(text.fd, 1024 * 1024, offset):
+            while piece := os.pread(fd, 1024 * 1024, offset):
                 durability.write_all("log.truncate", target, piece)
                 offset += len(piece)
             durability.system.fsync("log.truncate", target)
@@ -297,22 +308,23 @@ class FileLog:
             durability.fsync_dir("log.truncate", directory)
 
     def _finish_truncation(self) -> None:
-        """The base is written, the log isn't shortened yet: do that."""
+        """The base is written, the log isn't shortened yet: do that where it can be written."""
         text = self.text
-        size = os.fstat(text.fd).st_size
-        mark = locate(text.fd, size, Seq(text.base.seq))
-        if mark is None or mark.crc != text.base.crc:
-            raise StoreFailed(f"{text.directory / BASE_NAME} doesn't belong to this log: run chatfs fsck")
-        if not text.writable:
-            raise ReadOnly(f"a truncation of {self.space} was interrupted: open it once where it can be written")
-        self._replace(mark, False)
-        text.attach()
+        text.skip_dropped()
+        if text.writable:
+            self._replace(text.fd, text.base, False)
+            text.attach()
 
     # ---- durability
 
     async def sync(self) -> None:
         """See AppendLog."""
         await self._stable.sync()
+
+    @property
+    def damage(self) -> CorruptLog | None:
+        """See AppendLog."""
+        return self.text.damage
 
     @property
     def failure(self) -> StoreFailed | None:
@@ -329,14 +341,18 @@ class FileLog:
                 if not text.writable:
                     raise ReadOnly(f"the log of {self.space} can't be written")
                 since = self._stable.stable_mark()
-                known = text.head.seq
+                known, inode = text.head.seq, text.inode
                 self._cut_attempted()
                 self._attach()
+                if text.inode != inode:  # a truncation was finished
+                    since = None
                 if text.head.seq < known:
                     text.shrank()
                 text.raise_damage()
-                # A thread, and the flock stays held: other instances wait.
-                await trio.to_thread.run_sync(self._write_again, since, limiter=self._around.limiter)
+                await self._in_thread(self._write_again, since)
+                if since is None:
+                    text.attach()
+                await self._in_thread(lambda _fd: self._stable.rewritten())
 
     def _cut_attempted(self) -> None:
         """Undo a failed append now, unless another instance has appended behind it."""
@@ -346,16 +362,15 @@ class FileLog:
             self._cut(rest)
         self._attempted = b""
 
-    def _write_again(self, since: Mark | None) -> None:
+    def _write_again(self, fd: int, since: Mark | None) -> None:
+        """In a thread."""
         text = self.text
         if since is not None:
             self._stable.rewrite(since)
         else:
-            for _ in checked(text, text.base):
+            for _ in checked(text, fd, text.base):
                 pass
-            self._replace(text.base, False)
-            text.attach()
-        self._stable.rewritten()
+            self._replace(fd, text.base, False)
 
     async def aclose(self) -> None:
         """See AppendLog."""

@@ -214,6 +214,20 @@ class Objects:
             self._sync_names(path)
         return new
 
+    def touch(self, digest: Digest) -> bool:
+        """Make a blob that is there as young as one that was added; return whether it is there."""
+        is_long, name = split_digest(digest)
+        path = self.path(name + (MANIFEST_SUFFIX if is_long else SMALL_SUFFIX))
+        try:
+            before = os.lstat(path)
+            durability.system.utime("blob.touch", path)
+            after = os.lstat(path)
+        except FileNotFoundError:
+            return False
+        if self._checked.get(path) == (before.st_ino, before.st_mtime_ns, before.st_size):
+            self._remember(path, (after.st_ino, after.st_mtime_ns, after.st_size))
+        return True
+
     def add(self, name: str, data: bytes, *, durable: bool) -> bool:
         """Write `data` as the object `name`; return whether it wasn't there."""
         beside = self.drafts / f".put-{os.getpid()}-{threading.get_ident()}-{name[:64]}"

@@ -184,15 +184,16 @@ class Backward:
                 raise self._corrupt(self._end)
             self._end, self._crc = found.end, found.crc
             self._generation = text.generation
-        start = max(0, self._end - self._window)
+        start = max(text.base.end, self._end - self._window)
+        inside = start > text.base.end
         window = pread_all(text.fd, self._end - start, start)
-        first = window.find(b"\n") + 1 if start else 0
-        found_lines = window[first:].split(b"\n")[:-1] if first or not start else []
+        first = window.find(b"\n") + 1 if inside else 0
+        found_lines = window[first:].split(b"\n")[:-1] if first or not inside else []
         # Unless the window begins at the start, its first line only tells what the second is checked against.
-        oldest = 1 if start else 0
+        oldest = 1 if inside else 0
         if len(found_lines) <= oldest:
-            if not start:
-                raise self._corrupt(0)
+            if not inside:
+                raise self._corrupt(start)
             self._window *= 4
             return
         for index in range(len(found_lines) - 1, oldest - 1, -1):

@@ -211,9 +211,9 @@ class Stable:
         The bytes are those that the page cache has; they are checked first.
         """
         text = self._text
-        fd = durability.system.open("log.recover", text.path, os.O_WRONLY | os.O_NOFOLLOW)
+        fd = durability.system.open("log.recover", text.path, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            for offset, piece in checked(text, since):
+            for offset, piece in checked(text, fd, since):
                 durability.pwrite_all("log.recover", fd, piece, offset)
             durability.system.fdatasync("log.recover", fd)
         finally:
@@ -231,13 +231,16 @@ class Stable:
         self._failure = None
 
 
-def checked(text: Text, since: Mark) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of what stands behind `since`, in pieces of whole lines that check. Raises CorruptLog."""
+def checked(text: Text, fd: int, since: Mark) -> Iterator[tuple[int, bytes]]:
+    """Offset and bytes of what stands behind `since`, in pieces of whole lines that check. Raises CorruptLog.
+
+    `fd` is the thread's own, of the file that `text` is attached to: on the loop, the text may be closed meanwhile.
+    """
     at = since
     end = text.head.size
     size = PIECE
     while at.end < end:
-        piece = pread_all(text.fd, min(size, end - at.end), at.end)
+        piece = pread_all(fd, min(size, end - at.end), at.end)
         whole = piece[: piece.rfind(b"\n") + 1]
         if not whole:
             if len(piece) < size:

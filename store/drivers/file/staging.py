@@ -263,9 +263,13 @@ class FileStaging:
         async with self._committing:  # waits for another commit of this staging
             if self._discarded:
                 raise trio.ClosedResourceError("the draft was discarded")
-            if self._base is not None and not self._files and self._limit == self._size == self._base.size:
-                self._drop()
-                return self._base.ref
+            if (base := self._unchanged()) is not None:
+                with durability.failing("storing a blob"):
+                    is_there = await self._touch(base.digest)
+                # Somebody may have written meanwhile.
+                if is_there and self._unchanged() is not None:
+                    self._drop()
+                    return base.ref
             files = {index: self._path(index, generation) for index, generation in self._files.items()}
             frozen = Frozen(files, self._base, self._limit, self._size)
             self._generation += 1
@@ -277,6 +281,21 @@ class FileStaging:
             finally:
                 self._cut = None
             return manifest.ref
+
+    def _unchanged(self) -> Manifest | None:
+        """The base, where it is all that a commit would store."""
+        base = self._base
+        return base if base is not None and not self._files and self._limit == self._size == base.size else None
+
+    async def _touch(self, digest: Digest) -> bool:
+        """Whoever commits may be about to name the blob: see `objects`, on sweeping."""
+        with contextlib.suppress(BlockingIOError):
+            return self._touch_held(digest, wait=False)
+        return await trio.to_thread.run_sync(lambda: self._touch_held(digest, wait=True), limiter=self._limiter)
+
+    def _touch_held(self, digest: Digest, *, wait: bool) -> bool:
+        with self._objects.held(wait=wait):
+            return self._objects.touch(digest)
 
     async def _make_blob(self, frozen: Frozen, *, durable: bool) -> Manifest:
         if not durable and frozen.size <= _INLINE and not (frozen.base and frozen.base.size > CHUNK):

@@ -34,7 +34,8 @@ _SEQ: Final = re.compile(rb'\{"seq":([0-9]{1,18}),')
 class Mark:
     """An entry that ends a batch: its seq, ts and crc, and the offset in the text where its line ends.
 
-    As a log's base (`end` 0): the last entry that was truncated away, or zeros.
+    As a log's base: the last entry that was truncated away, or zeros. The text begins at its `end`, which is 0 unless
+    a truncation couldn't be finished.
     """
 
     seq: int
@@ -82,20 +83,22 @@ def last_batch(fd: int, size: int, base: Mark) -> Mark:
     """
     window = WINDOW
     while True:
-        start = max(0, size - window)
+        start = max(base.end, size - window)
         text = pread_all(fd, size - start, start)
-        first = text.find(b"\n") + 1 if start else 0
-        found = _last_batch_in(text, first, start, base) if first or not start else None
+        inside = start > base.end
+        first = text.find(b"\n") + 1 if inside else 0
+        found = _last_batch_in(text, first, start, base) if first or not inside else None
         if found is not None:
             return found
-        if not start:
+        if not inside:
             return base
         window *= 4
 
 
 def _last_batch_in(text: bytes, first: int, offset: int, base: Mark) -> Mark | None:
     """The same within `text`, which stands at `offset` of the log and whose whole lines begin at `first`."""
-    window = _Window(text[first : text.rfind(b"\n") + 1].split(b"\n")[:-1], base if offset + first == 0 else None)
+    found = text[first : text.rfind(b"\n") + 1].split(b"\n")[:-1]
+    window = _Window(found, base if offset + first == base.end else None)
     last = len(window.lines) - 1
     while last >= 0:
         good_from = window.batch(last)
@@ -140,13 +143,13 @@ class _Window:
 
 def without_holes(fd: int, size: int, base: Mark) -> int:
     """The size of the text up to the line that has the first NUL byte among the last UNSYNCED bytes; else `size`."""
-    start = max(0, size - UNSYNCED)
+    start = max(base.end, size - UNSYNCED)
     text = pread_all(fd, size - start, start)
     hole = text.find(b"\0")
     if hole < 0:
         return size
     line = text.rfind(b"\n", 0, hole) + 1
-    if line or not start:
+    if line or start == base.end:
         return start + line
     return last_batch(fd, start + hole, base).end
 

@@ -4,6 +4,8 @@ It only reads: appending, repairing and truncating are `log`'s. What follows the
 
 `history.base` beside the log says what was truncated away last: {"seq", "ts", "crc"} of the last dropped entry. It is
 written before the shortened log takes the old one's place; a log that still has such entries was left so by a crash.
+Where it can't be shortened, the text begins behind them. Offsets are those in the file, but for whoever reads `shown`
+and `read_text`, to whom the text always begins at 0.
 
 Concurrency: `attach` and `settle` only under the log's lock. `look` at any time: it takes no lock, and where the text
 doesn't check without one (a writer may be undoing a failed append just then) it says so instead of judging.
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -24,7 +27,7 @@ import trio
 
 from store import codec
 from store.drivers.file.tail import ORIGIN, Mark, is_torn, last_batch, locate, pread_all, seq_of, without_holes
-from store.errors import CorruptLog, FormatError, SpaceNotFound, Truncated
+from store.errors import CorruptLog, FormatError, SpaceNotFound, StoreFailed, Truncated
 from store.model import EMPTY_HEAD, Head, Millis, Seq, SpaceId
 
 LOG_NAME: Final = "history.jsonl"
@@ -77,7 +80,8 @@ class Text:
         self.generation = 0
         self.inode = 0
         self.interrupted = False
-        """The file still has entries that `base` says were dropped: the truncation has to be finished."""
+        """The file still has entries that `base` says were dropped: the truncation has to be finished, or
+        `skip_dropped` called."""
 
     def attach(self) -> None:
         """Open the file that is there now, and find its end (unless `interrupted`). Under the log's lock."""
@@ -97,13 +101,24 @@ class Text:
         self.base = read_base(self.directory)
         self.damage = None
         self.generation += 1
-        stat = os.fstat(self.fd)
-        self.inode, size = stat.st_ino, stat.st_size
+        self.inode = os.fstat(self.fd).st_ino
         oldest = seq_of(os.pread(self.fd, 40, 0))
         first = self.base.seq + 1 if oldest is None else oldest
         self.interrupted = first <= self.base.seq
-        if self.interrupted:
-            return
+        if not self.interrupted:
+            self._find_end()
+
+    def skip_dropped(self) -> None:
+        """The text begins behind what `base` says was dropped. Raises StoreFailed where that isn't in the file."""
+        base = self.base
+        mark = locate(self.fd, os.fstat(self.fd).st_size, Seq(base.seq))
+        if mark is None or mark.crc != base.crc:
+            raise StoreFailed(f"{self.directory / BASE_NAME} doesn't belong to this log: run chatfs fsck")
+        self.base = mark
+        self._find_end()
+
+    def _find_end(self) -> None:
+        size = os.fstat(self.fd).st_size
         end = last_batch(self.fd, size, self.base)
         whole = without_holes(self.fd, end.end, self.base)
         if whole < end.end:
@@ -113,9 +128,9 @@ class Text:
 
     def close(self) -> None:
         """Let go of the file."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
 
     def __del__(self) -> None:
         # Who forgets to close a log must not keep its descriptor for the life of the process.
@@ -229,7 +244,14 @@ class Text:
             return self.before
         return locate(self.fd, head.size, Seq(seq))
 
+    @property
+    def shown(self) -> Head:
+        """The head, its size that of the text alone."""
+        head, start = self.head, self.base.end
+        return replace(head, size=head.size - start) if start else head
+
     def read_text(self, offset: int, size: int) -> bytes:
         """Bytes of the text, within the head."""
         self.check_open()
+        offset += self.base.end
         return pread_all(self.fd, max(0, min(size, self.head.size - offset)), offset) if size > 0 else b""
