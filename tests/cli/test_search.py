@@ -11,6 +11,7 @@ import pytest
 
 from tests.cli.conftest import Cli
 from tests.support.mounts import mounting
+from tests.support.terminal import terminal
 from tests.support.waiting import wait_for
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
@@ -131,3 +132,12 @@ def test_a_mount_keeps_the_index_up(tmp_path: Path) -> None:
                 return False
 
         wait_for(indexed, what="the message in the index")
+
+
+def test_a_terminal_shows_how_far_the_index_is(demo: Cli, tmp_path: Path) -> None:
+    typed = tmp_path / "typescript"
+    chatfs = " ".join(demo.command("--store", demo.store, "search", "hello", "--rebuild"))
+    with terminal(tmp_path, "script", "--quiet", "--return", "--command", chatfs, typed) as shown:
+        shown.ended()
+    assert re.search(rb"\rindexing: [0-9]+ of [0-9]+ chats", typed.read_bytes())
+    assert b"history.md:3" in typed.read_bytes()

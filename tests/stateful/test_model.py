@@ -16,16 +16,26 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule, run_state_machine_as_test
 
 from tests.support import torture
-from tests.support.faulty import CALLS, Faults
+from tests.support.faulty import CALLS, SHORT, Faults
 from tests.support.machine import RARELY, MountMachine
+from tests.support.machine_refused import RefusedMachine
+from tests.support.machine_workspace import WorkspaceMachine
 from tests.support.model import ChatModel
 from tests.support.mounts import message, mounting
 from tests.support.ops import append
 
 pytestmark = pytest.mark.mount
 
+FAILURES = st.tuples(
+    st.sampled_from(["append", "save", "add", "attach", "chat.json", "rename", "scratch"]),
+    st.sampled_from(CALLS),
+    st.sampled_from([errno.EIO, errno.ENOSPC, errno.EINTR, SHORT]),
+    st.sampled_from([0, 0, 0, 1, 2, 5]),
+)
+"""What is done, which call fails, how, and after how many that don't."""
 
-class TroubledMachine(MountMachine):
+
+class TroubledMachine(RefusedMachine, WorkspaceMachine):
     """The rules, and what may go wrong meanwhile."""
 
     chats = MountMachine.chats
@@ -40,15 +50,13 @@ class TroubledMachine(MountMachine):
                 self.mounted.remount()
             self.there.compare_all()
 
-    @rule(
-        chat=chats,
-        what=st.sampled_from(["append", "save", "add", "attach", "chat.json", "rename", "scratch"]),
-        call=st.sampled_from(CALLS),
-        code=st.sampled_from([errno.EIO, errno.ENOSPC]),
-        skip=st.integers(0, 5),
-        number=st.integers(0, 2**40),
-    )
-    def do_while_a_call_fails(self, chat: ChatModel, what: str, call: str, code: int, skip: int, number: int) -> None:
+    @rule(chat=chats, failures=st.lists(FAILURES, min_size=1, max_size=4), number=st.integers(0, 2**40))
+    def do_while_a_call_fails(self, chat: ChatModel, failures: list[tuple[str, str, int, int]], number: int) -> None:
+        for what, call, code, skip in failures:
+            self._do_while_failing(chat, what, call, code, skip, number)
+            number += 2
+
+    def _do_while_failing(self, chat: ChatModel, what: str, call: str, code: int, skip: int, number: int) -> None:
         """Done or not done, whole, as its errno says; and it can be done again."""
         faults = Faults(self.mounted.root / "fault")
         before = chat.copy()
@@ -58,7 +66,7 @@ class TroubledMachine(MountMachine):
                 self._do(chat, what, number)
             except OSError as error:
                 refusal = error
-        assert refusal is None or faults.fired, refusal
+        assert refusal is None or (faults.fired and code != SHORT), refusal
         shown = before if self.there.directory(before).exists() else chat
         for kept in self.there.directory(shown).glob("*.recovered-*"):
             kept.unlink()

@@ -2,7 +2,7 @@
 
 Before every system call on the write path, the file that `CHATFS_FAULT` names is looked at. If it is there and its
 `call` and `label` fit, and `skip` more such calls have been made, the call fails with `errno` (once), and the file is
-renamed to `….fired`.
+renamed to `….fired`. An errno of 0 (`SHORT`) makes a write take only half of its bytes; other calls then do as ever.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from store import durability
 
 CALLS = ["open", "write", "pwrite", "ftruncate", "fsync", "fdatasync", "rename", "link", "unlink", "mkdir"]
 
+SHORT = 0
+"""In place of an errno: the write isn't refused, but short."""
+
 
 class FaultySystem:
     """Stands in for `durability.system`."""
@@ -37,25 +40,33 @@ class FaultySystem:
         real: Callable[..., Any] = getattr(self._real, call)
 
         def made(label: str, *arguments: Any) -> Any:
-            self._fail(call, label)
+            if self._is_due(call, label):
+                code = json.loads(Path(f"{self._control}.fired").read_text())["errno"]
+                if code != SHORT:
+                    raise OSError(code, os.strerror(code))
+                if call in {"write", "pwrite"}:
+                    fd, data, *offset = arguments
+                    return real(label, fd, data[: (len(data) + 1) // 2], *offset)
             return real(label, *arguments)
 
         return made
 
-    def _fail(self, call: str, label: str) -> None:
+    def _is_due(self, call: str, label: str) -> bool:
+        """Whether this is the call that goes wrong."""
         try:
             stat = self._control.stat()
         except FileNotFoundError:
-            return
+            return False
         wanted = json.loads(self._control.read_text())
         if call != wanted["call"] or not re.fullmatch(wanted["label"], label):
-            return
+            return False
         if self._wanted != (stat.st_ino, stat.st_mtime_ns):
             self._wanted, self._count = (stat.st_ino, stat.st_mtime_ns), 0
         self._count += 1
-        if self._count > wanted["skip"]:
-            self._control.rename(f"{self._control}.fired")
-            raise OSError(wanted["errno"], os.strerror(wanted["errno"]))
+        if self._count <= wanted["skip"]:
+            return False
+        self._control.rename(f"{self._control}.fired")
+        return True
 
 
 @dataclass

@@ -32,7 +32,7 @@ from tests.support.mounts import Mounted, data, message, read_log
 from tests.support.ops import append
 from tests.support.waiting import wait_for
 
-_numbers = itertools.count(1)
+NUMBERS = itertools.count(1)
 
 NAMES = st.sampled_from(["a.txt", "b c", "ü", "-x", "#d#"])
 SCRATCH = st.sampled_from([".swp", "x~"])
@@ -60,7 +60,7 @@ class MountMachine(RuleBasedStateMachine):
 
     @initialize(target=chats)
     def begin(self) -> ChatModel:
-        self.model = WorkspaceModel(self.mounted, self.mounted.workspace(f"w{next(_numbers)}"))
+        self.model = WorkspaceModel(self.mounted, self.mounted.workspace(f"w{next(NUMBERS)}"))
         return self._made("first")
 
     def _made(self, name: str) -> ChatModel:
@@ -112,11 +112,20 @@ class MountMachine(RuleBasedStateMachine):
             append(self._file(chat, "history.jsonl"), content.replace("\n", "").encode() + b"{\n")
         self.there.compare(chat)
 
-    @rule(chat=chats)
-    def overwrite_the_log(self, chat: ChatModel) -> None:
+    @rule(chat=chats, how=st.sampled_from(["write", "truncate", "pwrite"]), at=st.floats(0, 0.9))
+    def overwrite_the_log(self, chat: ChatModel, how: str, at: float) -> None:
+        path = self._file(chat, "history.jsonl")
         if len(read_log(self.there.log(chat))) > 2:  # one that is shorter may still be replaced by a copy
+            start = int(at * path.stat().st_size)
             with ops.refused(errno.EPERM):
-                self._file(chat, "history.jsonl").write_bytes(b"{}\n")
+                match how:
+                    case "write":
+                        path.write_bytes(b"{}\n")
+                    case "truncate":
+                        os.truncate(path, start)
+                    case _:
+                        with ops.opened(path, os.O_WRONLY) as descriptor:
+                            os.pwrite(descriptor, b"{}\n", start)
             self.there.compare(chat)
 
     # ---- the text
@@ -204,7 +213,7 @@ class MountMachine(RuleBasedStateMachine):
     def save_while_the_log_moves(self, chat: ChatModel, new: str) -> None:
         """An editor that has read the text saves it after somebody else has appended: both stay."""
         path = self._file(chat, "history.md")
-        marks = f"mine {next(_numbers)}", f"theirs {next(_numbers)}"
+        marks = f"mine {next(NUMBERS)}", f"theirs {next(NUMBERS)}"
         text = path.read_bytes()
         before = len(read_log(self.there.log(chat)))
         ops.say_elsewhere(self.mounted, self.there.workspace.directory.name, chat.name, f"{marks[1]} {new}")
@@ -351,11 +360,17 @@ class MountMachine(RuleBasedStateMachine):
             return multiple()
         return self._made(name)
 
-    @rule(target=chats, chat=chats, name=st.sampled_from(["copy", "second"]))
-    def copy_chat(self, chat: ChatModel, name: str) -> object:
+    @rule(target=chats, chat=chats, name=st.sampled_from(["copy", "second"]), how=st.sampled_from(["cp -r", "tar"]))
+    def copy_chat(self, chat: ChatModel, name: str, how: str) -> object:
         if self.there.taken(name):
             return multiple()
-        subprocess.run(["cp", "-r", self.there.directory(chat), self.there.path("chats", name)], check=True)
+        source, target = self.there.directory(chat), self.there.path("chats", name)
+        if how == "tar":
+            made = subprocess.run(["tar", "-cC", source.parent, "--", source.name], check=True, capture_output=True)
+            extract = ["tar", "-xC", target.parent, f"--transform=s,^[^/]*,{name},"]
+            subprocess.run(extract, check=True, input=made.stdout)
+        else:
+            subprocess.run(["cp", "-r", source, target], check=True)
         copied = chat.copy()
         copied.name, copied.place = name, "chats"
         copied.modes, copied.mtimes = {}, {}
@@ -400,7 +415,7 @@ class MountMachine(RuleBasedStateMachine):
     @rule()
     def rename_workspace(self) -> None:
         old = self.there.workspace.directory
-        new = old.with_name(f"w{next(_numbers)}")
+        new = old.with_name(f"w{next(NUMBERS)}")
         old.rename(new)
         self.there.workspace.directory = new
         self.there.compare_names()

@@ -68,6 +68,9 @@ class WorkspaceModel:
     mounted: Mounted
     workspace: Workspace
     chats: list[ChatModel] = field(default_factory=list)
+    title: str = ""
+    labels: list[str] = field(default_factory=list)
+    quota: int = 0
 
     def path(self, place: str, name: str) -> Path:
         return self.workspace.directory / place / name
@@ -118,8 +121,20 @@ class WorkspaceModel:
         for place in ("chats", "archive", "trash"):
             assert set(os.listdir(self.path(place, ""))) == {chat.name for chat in self.chats if chat.place == place}
 
+    def compare_metadata(self) -> None:
+        """What workspace.json shows."""
+        path = self.workspace.directory / "workspace.json"
+        text = path.read_bytes()
+        assert path.stat().st_size == len(text)
+        shown = json.loads(text)
+        assert (shown["id"], shown["name"]) == (self.workspace.id, self.workspace.directory.name)
+        assert (shown["title"], shown["labels"], shown["quota_bytes"]) == (self.title, self.labels, self.quota)
+        places = [chat.place for chat in self.chats]
+        assert shown["chats"] == {place: places.count(place) for place in ("chats", "archive", "trash")}
+
     def compare_all(self) -> None:
         """Everything."""
         self.compare_names()
+        self.compare_metadata()
         for chat in self.chats:
             self.compare(chat)
