@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 from pyfuse3 import EntryAttributes
@@ -83,6 +84,16 @@ class LogFile(Node):
         if flags & os.O_TRUNC and not replacing and (await self.owner.head()).size:
             raise refuse(errno.EPERM)
         return LogHandle(self, flags, caller, replacing=replacing)
+
+
+def attached_names(batch: Sequence[NewEntry]) -> Iterator[bytes]:
+    """The names that entries give to attachments: whoever copies a chat will make these files, too."""
+    for new in batch:
+        event = ev.parse(new.data)
+        if isinstance(event, ev.AttachmentPut):
+            yield event.name.encode()
+        elif isinstance(event, ev.AttachmentRenamed):
+            yield event.to.encode()
 
 
 class LogHandle(Handle):
@@ -169,9 +180,7 @@ class LogHandle(Handle):
             await self.file.owner.append(batch)
             self.unsynced = True
             if self.replacing:
-                put = (ev.parse(new.data) for new in batch)
-                names = (event.name.encode() for event in put if isinstance(event, ev.AttachmentPut))
-                self.file.owner.copied_by(self.caller.process, names)
+                self.file.owner.copied_by(self.caller.process, attached_names(batch))
         return good
 
     async def _reject(self, data: bytes) -> None:

@@ -139,6 +139,18 @@ def test_an_unfinished_save_comes_back_beside_the_file(mounted: Mounted) -> None
     assert (chat.md.parent / "history.md.recovered-1").read_bytes() == b"unfinished"
 
 
+def test_a_chat_whose_attachments_were_renamed_can_be_copied(chat: Chat) -> None:
+    (chat.attachments / "a").write_bytes(b"a")
+    (chat.attachments / "b").write_bytes(b"b")
+    (chat.attachments / "a").rename(chat.attachments / "renamed")
+    (chat.attachments / "b").unlink()
+    copy = chat.directory.with_name("copy")
+    subprocess.run(["cp", "-r", chat.directory, copy], check=True)
+    assert os.listdir(copy / "attachments") == ["renamed"]
+    assert (copy / "attachments" / "renamed").read_bytes() == b"a"
+    assert (copy / "history.md").read_bytes() == chat.md.read_bytes()
+
+
 def test_chats_found_by_their_ids_are_where_they_are(mounted: Mounted) -> None:
     workspace = mounted.workspace()
     chat = workspace.chat()
