@@ -18,6 +18,7 @@ import trio
 
 from store.driver import AppendLog, Driver
 from store.errors import CorruptBlob, CorruptLog, CorruptSnapshot, NotFound, Truncated
+from store.events import LOG_LOST, REPAIRER
 from store.model import Digest, Entry, Seq
 from store.snapshots import FileSource, Kind, Snapshots, unpack
 
@@ -26,9 +27,6 @@ log = logging.getLogger("chatfs")
 COMPACTOR: Final = "chatfs/compact"
 """The actor of `log.compacted`."""
 COMPACTED: Final = "log.compacted"
-REPAIRER: Final = "chatfs/fsck"
-LOST: Final = "log.lost"
-"""What a repair puts in the place of an entry that can't be read."""
 
 S = TypeVar("S")
 
@@ -80,7 +78,7 @@ async def find_base(opened: AppendLog) -> Base | None:
             found = base_of(entry)
             if found is not None and found.through == through:
                 return found
-            lost = lost or (entry.actor == REPAIRER and LOST.encode() in entry.data)
+            lost = lost or (entry.actor == REPAIRER and LOG_LOST.encode() in entry.data)
     except CorruptLog as damage:
         # It may stand behind the damage.
         with contextlib.suppress(CorruptLog):

@@ -20,6 +20,11 @@ import orjson
 from store.errors import InvalidInput
 from store.model import is_title
 
+LOG_LOST: Final = "log.lost"
+"""The type of what a repair puts in the place of an entry that can't be read."""
+REPAIRER: Final = "chatfs/fsck"
+"""The actor of repairs: no caller of the mount or of a command has this one."""
+
 Content = str | list[Any]
 """A message's content: text, or blocks ({"type": "text" | "tool_use" | "tool_result" | "image" | …})."""
 

@@ -219,7 +219,7 @@ class Space(Generic[S]):
             log = self._log
             assert log is not None
             await log.refresh()
-            if self.state is not None and await self._is_another(log):
+            if self.state is not None and await self._is_another(log, self.state):
                 self._forget()
                 load = True
             before, fresh = self._head, self.state is None
@@ -239,12 +239,10 @@ class Space(Generic[S]):
             self._moved(self.id, None if fresh else effect)
         return self.state  # type: ignore[return-value]
 
-    async def _is_another(self, opened: AppendLog) -> bool:
+    async def _is_another(self, opened: AppendLog, state: S) -> bool:
         """Whether the log isn't the one any more that the state was folded from: it was repaired, or brought back."""
         if self.damage is not None and opened.head != self._damaged_head:
             return True
-        state = self.state
-        assert state is not None
         if state.seq > opened.head.seq:
             return True
         if opened.text_id == self._text_id or self.damage is not None:

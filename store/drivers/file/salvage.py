@@ -29,10 +29,11 @@ from store.drivers.file.survey import CRC_FIELD, Kept, Plan, Restored
 from store.drivers.file.tail import last_batch
 from store.drivers.file.text import BASE_NAME, LOG_NAME, encode_base, read_base
 from store.errors import StoreFailed
+from store.events import LOG_LOST, REPAIRER
 from store.model import Millis, NewEntry, SpaceId
 
-ACTOR: Final = "chatfs/fsck"
-LOST: Final = "log.lost"
+ACTOR: Final = REPAIRER
+LOST: Final = LOG_LOST
 REPAIRED: Final = "log.repaired"
 
 _WINDOW: Final = 1 << 20
