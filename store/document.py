@@ -68,10 +68,9 @@ class Item:
         ts: int,
         seq: int,
         text: bytes | bytearray,
-        *,
         lead: bytes | None = None,
         tail: bytes | None = None,
-        hidden: bool = False,
+        hidden: bool = False,  # noqa: FBT001, FBT002 - keywords would cost a tenth of making an item
     ) -> None:
         self.id = id_
         self.role = role
@@ -297,10 +296,13 @@ class Document:
             return self._append(item)
         return self._link(item, after)
 
-    def add(self, id_: str, role: str, ts: int, seq: int, text: bytes) -> None:
-        """`insert` of an ordinary message at the end, for those who don't ask what it did."""
+    def add(self, id_: str, role: str, ts: int, seq: int, text: bytes) -> bool:
+        """`insert` of an ordinary message at the end, for those who don't ask what it did; False where it is there."""
+        known = self._by_id
+        if id_ in known or (self._gap is not None and self.get(id_) is not None):
+            return False
         head, before = self.head, self._last
-        item = self._by_id[id_] = Item(id_, role, ts, seq, text)
+        item = known[id_] = Item(id_, role, ts, seq, text)
         end = head.prev
         item.prev, item.next = end, head
         end.next = head.prev = self._last = item
@@ -309,6 +311,7 @@ class Document:
             self.size += len(text) + _PARTED
         else:
             self.size += len(default_lead(before)) + len(text) + len(tail_of(item)) - len(tail_of(before))
+        return True
 
     def grow(self, item: Item, addition: bytes) -> None:
         """`extend` of a message, for those who don't ask what it did."""

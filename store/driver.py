@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NewType, Protocol
 
 from store.errors import CorruptLog, StoreError
-from store.model import BlobRef, Digest, Entry, Epoch, Head, Millis, NewEntry, Seq, SpaceId
+from store.model import BlobRef, Digest, Entries, Entry, Epoch, Head, Millis, NewEntry, Seq, SpaceId
 
 Clock = Callable[[], Millis]
 """Milliseconds since the epoch; tests hand in their own."""
@@ -69,7 +69,7 @@ class AppendLog(Protocol):
         """
         ...
 
-    def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[list[Entry], None]:
+    def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[Entries, None]:
         """The same, oldest first, as many at once as come at once: for who takes them all."""
         ...
 

@@ -21,7 +21,7 @@ from store.attachment_fold import Attachments, entry_time_ns
 from store.blocks import body
 from store.document import NOTHING, Document, Effect, Item
 from store.markdown import canonical, content_of, first_line, heading_line, heading_of, is_plain, skip_blanks
-from store.model import Attachment, Entry, Millis, Seq, is_title
+from store.model import Attachment, Entries, Entry, Millis, Seq, is_title
 
 __all__ = ["ChatState", "Effect", "Message", "fold"]
 
@@ -31,6 +31,7 @@ _PLAIN_KEYS: Final = 4
 _SPECIAL: Final = frozenset({"after", "md", "lead", "tail", "hidden", "attachments"})
 """What an ordinary message doesn't have beside its type, id, role and content."""
 _APPEND_KEYS: Final = 3
+_UNDER_HEADING: Final = b"\n\n"
 _USUAL_ROLES: Final = ("user", "assistant", "system", "tool")
 
 _TITLE: Final = re.compile(rb"#(?:[ \t]+([^\n]*?))?[ \t]*(\r?)")
@@ -147,59 +148,74 @@ class ChatState:
         self.attachments_changed_ns = entry_time_ns(entry)
         return Effect(attachments=names)
 
-    def replay(self, entries: Iterable[Entry]) -> None:
+    def replay(self, entries: Entries) -> None:
         """`apply` for each of `entries`, where nobody asks what it did: several times as fast.
 
         What nearly all entries are (a message at the end, text added to one, a type that isn't known) is done without
         an event object; all else goes the usual way.
         """
-        textual: Entry | None = None
+        if not entries:
+            return
+        if self.seq == 0:
+            self.created = Millis(entries.ts[0])
+        first, loads = entries.first, orjson.loads
+        headings: dict[tuple[str, int], bytes] = {}
+        textual = 0
         """The last entry that changed the text, as long as `text_changed_ns` doesn't say so."""
         try:
-            for entry in entries:
-                if self.seq == 0:
-                    self.created = entry.ts
-                self.seq, self.ts = entry.seq, entry.ts
+            for seq, (ts, (_, origin, _), data) in enumerate(
+                zip(entries.ts, entries.who, entries.data, strict=True), first
+            ):
                 try:
-                    value = orjson.loads(entry.data)
+                    value = loads(data)
                 except ValueError:
                     continue
                 if type(value) is not dict:
                     continue
                 kind = value.get("type")
-                if (kind in _APPENDED and self._add(value, entry)) or (kind == _EDITED and self._grow(value)):
-                    textual = entry
+                if (
+                    self._add(value, seq, ts if origin is None else origin.ts, headings)
+                    if kind in _APPENDED
+                    else kind == _EDITED and self._grow(value)
+                ):
+                    textual = seq
                 elif isinstance(kind, str) and kind in ev.KNOWN:
-                    if textual is not None:
-                        self.text_changed_ns = entry_time_ns(textual)
-                        textual = None
-                    self._take(ev.interpret(value), entry)
+                    if textual:
+                        self.text_changed_ns = entry_time_ns(entries[textual - first])
+                        textual = 0
+                    self._take(ev.interpret(value), entries[seq - first])
         finally:
-            if textual is not None:
-                self.text_changed_ns = entry_time_ns(textual)
+            if textual:
+                self.text_changed_ns = entry_time_ns(entries[textual - first])
+        last = entries[-1]
+        self.seq, self.ts = last.seq, last.ts
 
-    def _add(self, value: dict[str, Any], entry: Entry) -> bool:
-        """`_appended` of an ordinary message at the end; False, and nothing done, where it is another."""
+    def _add(self, value: dict[str, Any], seq: int, ts: int, headings: dict[tuple[str, int], bytes]) -> bool:
+        """`_appended` of an ordinary message at the end; False, and nothing done, where it is another.
+
+        `headings` keeps what was made: many messages have one second.
+        """
         if len(value) > _PLAIN_KEYS and not _SPECIAL.isdisjoint(value):
             return False
         id_, role, content = value.get("id"), value.get("role"), value.get("content")
         if (
-            (type(content) is not str and type(content) is not list)
-            or (role not in _USUAL_ROLES and not ev.is_role(role))
-            or type(id_) is not str
+            type(id_) is not str
             or not 0 < len(id_) <= ev.ID_MAX
             or not id_.isprintable()
+            or (role not in _USUAL_ROLES and not ev.is_role(role))
         ):
             return False
-        document = self.document
-        if document.get(id_) is not None:
+        if type(content) is str:
+            text = content.encode() if is_plain(content) else body(content)
+        elif type(content) is list:
+            text = body(content)
+        else:
             return False
-        seq, ts, _actor, _data, _crc, origin, _more = entry
-        if origin is not None:
-            ts = origin.ts
-        text = content.encode() if type(content) is str and is_plain(content) else body(content)
-        document.add(id_, role, ts, seq, canonical(role, ts, text))
-        return True
+        at = role, ts // 1000
+        heading = headings.get(at)
+        if heading is None:
+            heading = headings[at] = canonical(role, ts, b"")
+        return self.document.add(id_, role, ts, seq, heading + _UNDER_HEADING + text if text else heading)
 
     def _grow(self, value: dict[str, Any]) -> bool:
         """`_edited` where it only adds text that is seen; False, and nothing done, where it does something else."""

@@ -6,8 +6,9 @@ import os
 import re
 import time
 import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, NewType
+from typing import Final, NamedTuple, NewType, overload
 
 from store.errors import InvalidName, NameTooLong
 
@@ -137,6 +138,76 @@ class Entry(NamedTuple):
     crc: int
     origin: Origin | None = None
     more: int = 0
+
+
+Who = tuple[str, Origin | None, int]
+"""An entry's actor, its origin, and how many entries of its batch follow it."""
+
+
+class Entries(Sequence[Entry]):
+    """Consecutive entries as columns, from `first` on: what takes all of a log doesn't need an object for each entry.
+
+    Entry `first + i` is `ts[i]`, `who[i]`, `data[i]`, `crc[i]`.
+    """
+
+    __slots__ = ("crc", "data", "first", "ts", "who")
+
+    def __init__(self, first: int, ts: list[int], who: list[Who], data: list[bytes], crc: list[int]) -> None:
+        self.first = first
+        self.ts = ts
+        self.who = who
+        self.data = data
+        self.crc = crc
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Entries:
+        """The same entries; their seqs are taken from the first."""
+        rows = list(entries)
+        return cls(
+            rows[0].seq if rows else 0,
+            [row.ts for row in rows],
+            [(row.actor, row.origin, row.more) for row in rows],
+            [row.data for row in rows],
+            [row.crc for row in rows],
+        )
+
+    def add(self, entry: Entry) -> None:
+        """Put the next one behind them."""
+        self.ts.append(entry.ts)
+        self.who.append((entry.actor, entry.origin, entry.more))
+        self.data.append(entry.data)
+        self.crc.append(entry.crc)
+
+    def between(self, after: int, until: int) -> Entries:
+        """Those behind entry `after`, up to entry `until`."""
+        start, stop = max(0, after + 1 - self.first), max(0, until + 1 - self.first)
+        if start == 0 and stop >= len(self.data):
+            return self
+        part = slice(start, stop)
+        return Entries(self.first + start, self.ts[part], self.who[part], self.data[part], self.crc[part])
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    @overload
+    def __getitem__(self, index: int) -> Entry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Entry]: ...
+    def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
+        if isinstance(index, slice):
+            return list(self)[index]
+        actor, origin, more = self.who[index]
+        place = index if index >= 0 else len(self.data) + index
+        return Entry(
+            Seq(self.first + place), Millis(self.ts[index]), actor, self.data[index], self.crc[index], origin, more
+        )
+
+    def __iter__(self) -> Iterator[Entry]:
+        make = tuple.__new__
+        for seq, (ts, (actor, origin, more), data, crc) in enumerate(
+            zip(self.ts, self.who, self.data, self.crc, strict=True), self.first
+        ):
+            yield make(Entry, (seq, ts, actor, data, crc, origin, more))
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import functools
 import gc
 import logging
 import operator
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -28,7 +28,7 @@ from store.beginning import begin, fits
 from store.driver import AppendLog, Driver
 from store.errors import CorruptLog, CorruptSnapshot, StoreError, Truncated
 from store.fold import Effect
-from store.model import EMPTY_HEAD, Entry, Head, NewEntry, Seq, SpaceId
+from store.model import EMPTY_HEAD, Entries, Entry, Head, NewEntry, Seq, SpaceId
 from store.snapshots import FileSource, Kind, Snapshots
 from store.space_reader import Reader
 from store.workspace_state import Names
@@ -56,7 +56,7 @@ class Folded(Protocol):
         """Take in the next entry."""
         ...
 
-    def replay(self, entries: Iterable[Entry]) -> None:
+    def replay(self, entries: Entries) -> None:
         """Take in the next ones, where nobody asks what they do."""
         ...
 

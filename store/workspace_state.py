@@ -7,14 +7,14 @@ taken) only move `seq`: the first one in the log wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
 
 from store import events as ev
 from store.errors import InvalidName
-from store.model import ChatId, Entry, Millis, Seq, WorkspaceId, directory_name, is_uuid
+from store.model import ChatId, Entries, Entry, Millis, Seq, WorkspaceId, directory_name, is_uuid
 
 
 class Place(StrEnum):
@@ -137,7 +137,7 @@ class WorkspaceState:
             change(self, event, entry)
         return Names(tuple(self._moved))
 
-    def replay(self, entries: Iterable[Entry]) -> None:
+    def replay(self, entries: Entries) -> None:
         """`apply` for each of them."""
         for entry in entries:
             self.apply(entry)

@@ -19,7 +19,7 @@ from store.driver import Clock
 from store.drivers.batch import encode
 from store.drivers.signal import Signal
 from store.errors import CorruptLog, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed, Truncated
-from store.model import EMPTY_HEAD, Entry, Epoch, Head, NewEntry, Seq, SpaceId
+from store.model import EMPTY_HEAD, Entries, Entry, Epoch, Head, NewEntry, Seq, SpaceId
 
 _BATCH: Final = 256
 
@@ -212,16 +212,16 @@ class MemoryLog:
         """See AppendLog."""
         return self._head.first_seq
 
-    async def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[list[Entry], None]:
+    async def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[Entries, None]:
         """See AppendLog."""
         found: list[Entry] = []
         async for entry in self.read(since):
             found.append(entry)
             if len(found) == _BATCH:
-                yield found
+                yield Entries.of(found)
                 found = []
         if found:
-            yield found
+            yield Entries.of(found)
 
     def read_text(self, offset: int, size: int) -> bytes:
         """See AppendLog."""

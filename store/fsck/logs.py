@@ -9,7 +9,6 @@ Concurrency: for any thread; reads a descriptor that it is given.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -25,11 +24,6 @@ PIECE: Final = 256 * 1024
 _LONGEST: Final = LINE_MAX + (1 << 20)
 _FIELD: Final = b',"crc":"%08x"}'
 _FIELD_SIZE: Final = len(b',"crc":"00000000"}')
-_STRING: Final = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_MORE: Final = re.compile(
-    rb'\{"seq":[0-9]+,"ts":[0-9]+,"actor":' + _STRING + rb'(?:,"origin":\{"actor":' + _STRING + rb',"ts":[0-9]+\})?'
-    rb',"more":([0-9]+),"data":'
-)
 _TELLING: Final = (b'"attachment.put"', b'"type":"log.', b'"chat.deleted"')
 """What the line of an event has that is about something outside the log. Long words are found fast."""
 
@@ -83,7 +77,7 @@ def check(
             _check_singly(found, lines, at, seq, before, more)
             return found
         if more or b',"more":' in text:
-            good, more, ends = _batches(text, lines, more)
+            good, more, ends = _batches(lines, more)
             if ends:
                 found.seq, found.crc = seq + ends, crcs[ends - 1]
                 found.end = at + length - sum(len(line) + 1 for line in lines[ends:])
@@ -114,40 +108,19 @@ def _check_singly(found: Checked, lines: list[bytes], end: int, seq: int, crc: i
             found.seq, found.crc, found.end = seq, crc, end
 
 
-def _batches(text: bytes, lines: list[bytes], more: int) -> tuple[bool, int, int]:
+def _batches(lines: list[bytes], more: int) -> tuple[bool, int, int]:
     """(whether the marks fit each other, what the last line's says, how many lines end with a whole batch).
 
-    `more` is what the line before these says. Only lines that have a mark are looked at.
+    `more` is what the line before these says.
     """
-    begun, last = 0, -1
-    """Where the batch begins that isn't whole yet, and its last line so far, which says `more`."""
-    for number, says in _marks(text, len(lines)):
-        follows = number == last + 1
-        if more and (says != more - 1 if follows else more != 1):
-            return False, more, begun
-        if not (more and follows):
-            begun = number
-        last, more = number, says
-    if last + 1 == len(lines):
-        return True, more, begun if more else len(lines)
-    return (True, 0, len(lines)) if more <= 1 else (False, more, begun)
-
-
-def _marks(text: bytes, count: int) -> Iterator[tuple[int, int]]:
-    """The lines, among the first `count` of a text, that say how many of their batch follow: (which, how many)."""
-    number = start = 0
-    while (at := text.find(b',"more":', start)) >= 0:
-        begin = text.rfind(b"\n", start, at) + 1 or start
-        number += text.count(b"\n", start, begin)
-        if number >= count:
-            return
-        mark = _MORE.match(text, begin)
-        if mark is not None:  # else it stands in the data
-            yield number, int(mark[1])
-        start = text.find(b"\n", at) + 1
-        if not start:
-            return
-        number += 1
+    ends = 0
+    for number, says in enumerate(codec.marks(lines)):
+        if more and says != more - 1:
+            return False, more, ends
+        more = says
+        if not says:
+            ends = number + 1
+    return True, more, ends
 
 
 def _tell(text: bytes, lines: list[bytes], tell: Callable[[Telling], None]) -> None:

@@ -52,7 +52,7 @@ def lines_of_a_log(data: bytes) -> None:
             slowly.append(entry)
     except CorruptLog as error:
         found = error
-    assert slowly == entries
+    assert slowly == list(entries)
     assert (found is None) == (damage is None)
     if found is not None and damage is not None:
         assert (found.seq, found.offset, str(found)) == (damage.seq, damage.offset, str(damage))
@@ -84,7 +84,7 @@ def damaged_log(data: bytes) -> None:
         changed = text[:at] + text[at + 1 + len(patch) :]
     entries, damage = codec.decode(changed, after=Seq(0), previous_crc=0)
     good, _ = codec.decode(text, after=Seq(0), previous_crc=0)
-    assert entries == good[: len(entries)]
+    assert list(entries) == good[: len(entries)]
     if damage is None:
         # Nothing is wrong, or the end is missing, or blank.
         assert text.startswith(changed.rstrip(b"\n"))

@@ -181,7 +181,7 @@ def outcome(text: bytes, after: int = 0, previous_crc: int = 0, offset: int = 0)
 
 def at_once(text: bytes, after: int = 0, previous_crc: int = 0, offset: int = 0) -> tuple[list[Entry], object]:
     entries, damage = codec.decode(text, after=Seq(after), previous_crc=previous_crc, offset=offset)
-    return entries, damage and (str(damage), damage.seq, damage.offset)
+    return list(entries), damage and (str(damage), damage.seq, damage.offset)
 
 
 def changed(text: bytes, data: st.DataObject) -> bytes:

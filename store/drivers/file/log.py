@@ -30,7 +30,7 @@ from store.drivers.file.tail import UNSYNCED, Mark, pread_all
 from store.drivers.file.text import BASE_NAME, Look, Text, encode_base
 from store.drivers.signal import Signal
 from store.errors import CorruptLog, ReadOnly, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed
-from store.model import Entry, Epoch, Head, NewEntry, Seq, SpaceId
+from store.model import Entries, Entry, Epoch, Head, NewEntry, Seq, SpaceId
 
 
 class Surroundings(Protocol):
@@ -101,7 +101,7 @@ class FileLog:
         """See AppendLog."""
         return hash((self.text.inode, self.text.head.first_seq))
 
-    def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[list[Entry], None]:
+    def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[Entries, None]:
         """See AppendLog."""
         return Forward(self.text, since, None).batches()
 

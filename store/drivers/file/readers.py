@@ -9,7 +9,7 @@ by a shorter one (a truncation) between two pieces.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator
 from typing import Final
 
 import trio
@@ -18,8 +18,9 @@ from store import codec
 from store.drivers.file.tail import ORIGIN, Mark, pread_all
 from store.drivers.file.text import PIECE, Text
 from store.errors import CorruptLog, StoreFailed
-from store.model import Entry, Seq
+from store.model import Entries, Entry, Seq
 
+_NONE: Final = Entries.of(())
 _FIRST_WINDOW: Final = 16 * 1024
 
 
@@ -35,22 +36,23 @@ class Cursor:
         self._generation = -1
         self._piece = _FIRST_WINDOW
         self._at = ORIGIN
-        self._entries: Iterator[Entry] = iter(())
+        self._entries = _NONE
+        """Of the piece that was read last."""
         self._damage: CorruptLog | None = None
 
     def ready(self) -> Entry | None:
         """The next entry of the piece that was read last. Raises CorruptLog."""
-        for entry in self._entries:
-            if entry.seq > self.seq:
-                self.seq = entry.seq
-                return entry
+        at = max(0, self.seq + 1 - self._entries.first)
+        if at < len(self._entries):
+            entry = self._entries[at]
+            self.seq = entry.seq
+            return entry
         self._raise_damage()
         return None
 
-    def batch(self) -> list[Entry]:
-        """All entries of the piece that was read last and that `ready` would still give. Raises CorruptLog."""
-        seq = self.seq
-        found = [entry for entry in self._entries if entry.seq > seq]
+    def batch(self, until: int) -> Entries:
+        """All entries up to `until` that `ready` would still give of that piece. Raises CorruptLog."""
+        found = self._entries.between(self.seq, until)
         if found:
             self.seq = found[-1].seq
         else:
@@ -89,7 +91,7 @@ class Cursor:
         if self._damage is None:
             last = entries[-1]
             self._at = Mark(last.seq, last.ts, last.crc, at + whole)
-        self._entries = iter(entries)
+        self._entries = entries
         return True
 
 
@@ -120,26 +122,17 @@ class Forward:
             self._left -= 1
         return entry
 
-    async def batches(self) -> AsyncGenerator[list[Entry], None]:
+    async def batches(self) -> AsyncGenerator[Entries, None]:
         """The same entries, as many at once as were read at once: for who takes them all."""
         cursor = self._cursor
-        while self._left != 0:
-            entries = cursor.batch()
-            if not entries:
-                await trio.lowlevel.checkpoint()
-                if cursor.seq >= self._until or not cursor.fill():
-                    self._text.raise_damage()
-                    return
-                continue
-            surplus = entries[-1].seq - self._until
-            if surplus > 0:
-                del entries[len(entries) - surplus :]
-            if self._left is not None:
-                del entries[self._left :]
-                self._left -= len(entries)
+        while True:
+            entries = cursor.batch(self._until)
             if entries:
                 yield entries
-            if surplus > 0:
+                continue
+            await trio.lowlevel.checkpoint()
+            if cursor.seq >= self._until or not cursor.fill():
+                self._text.raise_damage()
                 return
 
 
