@@ -14,7 +14,7 @@ missing or out of order is found, wherever it stands.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 from zlib import crc32
 
@@ -52,7 +52,7 @@ def encode(new: NewEntry, seq: int, ts: int, previous_crc: int, more: int = 0) -
     body = b'{"seq":%d,"ts":%d,"actor":%b%b%b,"data":%b' % (
         seq,
         ts,
-        orjson.dumps(new.actor),
+        _actors.get(new.actor) or _actor(new.actor),
         origin,
         b',"more":%d' % more if more else b"",
         new.data,
@@ -61,15 +61,33 @@ def encode(new: NewEntry, seq: int, ts: int, previous_crc: int, more: int = 0) -
     return b'%b,"crc":"%08x"}\n' % (body, crc), crc
 
 
-def encode_batch(batch: list[NewEntry], after: Seq, ts: list[int], previous_crc: int) -> tuple[bytes, int]:
-    """All lines of one batch, the first with seq `after + 1`, and the last line's crc."""
+_actors: dict[str, bytes] = {}
+"""Actors as JSON, those that were encoded last."""
+
+
+def _actor(actor: str) -> bytes:
+    text = orjson.dumps(actor)
+    if len(text) <= _KNOWN_LENGTH:
+        if len(_actors) >= _KNOWN_MAX:
+            _actors.clear()
+        _actors[actor] = text
+    return text
+
+
+def encode_batch(
+    batch: Sequence[NewEntry], after: Seq, ts: Sequence[int], previous_crc: int
+) -> tuple[bytes, list[Entry]]:
+    """All lines of one batch, the first with seq `after + 1`, and the entries."""
     lines: list[bytes] = []
+    entries: list[Entry] = []
     crc = previous_crc
-    last = len(batch) - 1
-    for index, new in enumerate(batch):
-        line, crc = encode(new, after + 1 + index, ts[index], crc, last - index)
+    seq, more = int(after), len(batch)
+    for new, at in zip(batch, ts, strict=True):
+        seq, more = seq + 1, more - 1
+        line, crc = encode(new, seq, at, crc, more)
         lines.append(line)
-    return b"".join(lines), crc
+        entries.append(Entry(Seq(seq), Millis(at), new.actor, new.data, crc, new.origin, more))
+    return b"".join(lines), entries
 
 
 def parse(line: bytes) -> Entry | None:

@@ -61,6 +61,14 @@ class AppendLog(Protocol):
         """
         ...
 
+    def append_now(self, batch: Sequence[NewEntry]) -> list[Entry] | None:
+        """`append` of a batch that isn't empty, right behind `head`, where nothing has to be waited for: the entries.
+
+        None, and nothing is appended, where that can't be: another instance has appended or is about to, the log has
+        to be looked at, recovered or synced first. Then `append` it. Raises what that raises.
+        """
+        ...
+
     def read(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
         """Entries with seq > `since`, oldest first, or newest first with `reverse`; at most `limit`. Streams.
 

@@ -67,6 +67,12 @@ Moved = Callable[[SpaceId, Change | None], None]
 """Called after a log has moved and the fold (if it is loaded) with it; the change is None where it isn't known."""
 
 
+def _all_of(changes: list[Any]) -> Change | None:
+    if not changes:
+        return None
+    return changes[0] if len(changes) == 1 else functools.reduce(operator.or_, changes)  # type: ignore[no-any-return]
+
+
 class Space(Generic[S]):
     """A space and, while it is in use, its log and fold."""
 
@@ -284,8 +290,7 @@ class Space(Generic[S]):
             self._forget()
             await self._begin(opened)
             return await self._fold(opened, collect=False)
-        total: Change | None = functools.reduce(operator.or_, changes) if changes else None
-        return total
+        return _all_of(changes)
 
     @staticmethod
     async def _replay(opened: AppendLog, state: S) -> None:
@@ -389,6 +394,8 @@ class Space(Generic[S]):
 
     async def append(self, batch: Sequence[NewEntry], *, expected_seq: Seq | None = None) -> Seq:
         """Append one batch; a loaded fold has it when this returns. Errors as `AppendLog.append` has them."""
+        if expected_seq is None and batch and self._append_now(batch):
+            return self._head.seq
         with self.hold():
             log = await self.log()
             if self.damage is not None:
@@ -404,6 +411,28 @@ class Space(Generic[S]):
                 self._head = log.head
                 self._moved(self.id, None)
         return last
+
+    def _append_now(self, batch: Sequence[NewEntry]) -> bool:
+        """`append`, where nothing has to be waited for and nobody else's entries come between; whether that was so."""
+        log, state, before = self._log, self.state, self._head
+        if log is None or self.damage is not None or log.head != before or self._lock.locked():
+            return False
+        if state is not None and (state.seq != before.seq or log.text_id != self._text_id):
+            return False
+        entries = log.append_now(batch)
+        if entries is None:
+            return False
+        self.unsynced = True
+        effect: Change | None = None
+        if state is not None:
+            try:
+                effect = _all_of([state.apply(entry) for entry in entries])
+            except CorruptSnapshot as damage:
+                self._distrust(damage)
+        self._head = log.head
+        self._crc = self._head.crc
+        self._moved(self.id, effect)
+        return True
 
     async def sync(self) -> None:
         """Return when all that was appended survives a power cut. What was appended here was so before a `release`."""

@@ -99,13 +99,14 @@ def attached_names(batch: Sequence[NewEntry]) -> Iterator[bytes]:
 class LogHandle(Handle):
     """An open log. `replacing`: opened without O_APPEND on a log that a copy is still to fill, from its start."""
 
-    __slots__ = ("expected", "file", "pending", "refusal", "rejected", "replacing", "unsynced")
+    __slots__ = ("actor", "expected", "file", "pending", "refusal", "rejected", "replacing", "unsynced")
 
     def __init__(self, file: LogFile, flags: int, caller: Caller, *, replacing: bool) -> None:
         super().__init__(file, flags, caller)
         self.file = file
         self.direct_io = self.writable
         self.replacing = replacing
+        self.actor = caller.actor
         self.expected = 0
         self.pending = b""
         self.rejected: str | None = None
@@ -119,7 +120,8 @@ class LogHandle(Handle):
     async def write(self, offset: int, data: bytes) -> int:
         if not self.appending and (not self.replacing or offset != self.expected):
             raise refuse(errno.EPERM)
-        self._refuse_again(data)
+        if self.refusal is not None:
+            self._refuse_again(data)
         end = data.rfind(b"\n") + 1
         if end == 0:
             self._keep(data)
@@ -140,11 +142,12 @@ class LogHandle(Handle):
                 self.rejected = None
                 self.refusal = (data, code)
             raise refuse(code)
-        self._forget_rejected()
+        if self.rejected is not None:
+            self._forget_rejected()
         taken = len(data)
         if accepted < len(lines):
             taken = sum(map(len, lines[:accepted])) + accepted - len(carried)
-        else:
+        elif end < len(data):
             self._keep(data[end:])
         self.expected += taken
         return taken
@@ -167,7 +170,7 @@ class LogHandle(Handle):
     async def _accept(self, lines: list[bytes]) -> int:
         """Append the lines up to the first bad one; how many those are."""
         batch: list[NewEntry] = []
-        actor = self.caller.actor
+        actor = self.actor
         good = 0
         for line in lines:
             if line and not line.isspace():

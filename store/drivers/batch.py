@@ -11,7 +11,7 @@ from typing import Final
 from store import codec
 from store.driver import Clock
 from store.errors import LineTooLong
-from store.model import LINE_MAX, TS_MAX, Head, Millis, NewEntry, Seq
+from store.model import LINE_MAX, TS_MAX, Entry, Head, Millis, NewEntry, Seq
 
 TS_STEP: Final = 1_000_000
 """Every entry whose seq is a multiple of this has a later ts than the one before, so that the nanoseconds
@@ -52,8 +52,8 @@ def check(batch: Sequence[NewEntry], space: str) -> None:
             raise ValueError("a ts is within the years 1970 to 9999")
 
 
-def encode(batch: Sequence[NewEntry], head: Head, clock: Clock, space: str) -> tuple[bytes, Head]:
-    """The lines of a batch behind `head`, and the head behind them."""
+def encode(batch: Sequence[NewEntry], head: Head, clock: Clock, space: str) -> tuple[bytes, Head, list[Entry]]:
+    """The lines of a batch behind `head`, the head behind them, and the entries."""
     check(batch, space)
     if len(batch) == 1:
         # The usual case, without the lists.
@@ -63,8 +63,8 @@ def encode(batch: Sequence[NewEntry], head: Head, clock: Clock, space: str) -> t
         if ts <= head.ts:
             ts = head.ts if last % TS_STEP else head.ts + 1
         data, crc = codec.encode(new, last, ts, head.crc)
+        entries = [Entry(Seq(last), Millis(ts), new.actor, new.data, crc, new.origin)]
     else:
-        found = times(batch, head.seq, head.ts, clock)
-        data, crc = codec.encode_batch(list(batch), head.seq, found, head.crc)
-        last, ts = head.seq + len(batch), found[-1]
-    return data, Head(Seq(last), Millis(ts), crc, head.first_seq, head.size + len(data))
+        data, entries = codec.encode_batch(batch, head.seq, times(batch, head.seq, head.ts, clock), head.crc)
+        last, ts, crc = entries[-1].seq, entries[-1].ts, entries[-1].crc
+    return data, Head(Seq(last), Millis(ts), crc, head.first_seq, head.size + len(data)), entries

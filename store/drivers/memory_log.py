@@ -14,7 +14,6 @@ from typing import Final
 
 import trio
 
-from store import codec
 from store.driver import Clock
 from store.drivers.batch import encode
 from store.drivers.signal import Signal
@@ -33,12 +32,12 @@ class _Text:
         self.ends: list[int] = []
         self.data = bytearray()
 
-    def add(self, lines: bytes, head: Head) -> None:
-        for entry, end in codec.decode_lines(
-            lines, after=self.head.seq, previous_crc=self.head.crc, offset=self.head.size
-        ):
-            self.entries.append(entry)
+    def add(self, lines: bytes, entries: list[Entry], head: Head) -> None:
+        end = self.head.size
+        for line in lines.split(b"\n")[:-1]:
+            end += len(line) + 1
             self.ends.append(end)
+        self.entries += entries
         self.data += lines
         self.head = head
 
@@ -119,14 +118,20 @@ class MemoryLog:
             raise SeqConflict(f"{self.space} is at entry {head.seq}, not {expected_seq}", current=head.seq)
         if epoch is not None and (granted := self._log.epoch(self.space)) > epoch:
             raise StaleEpoch(f"the lease of {self.space} was granted anew: acquire it", current=granted)
-        if not batch:
-            return head.seq
-        lines, head = encode(batch, head, self._clock, self.space)
+        return self._write(batch)[-1].seq if batch else head.seq
+
+    def append_now(self, batch: Sequence[NewEntry]) -> list[Entry] | None:
+        """See AppendLog."""
+        known = self._head
+        return self._write(batch) if self._failure is None and self._look() == known else None
+
+    def _write(self, batch: Sequence[NewEntry]) -> list[Entry]:
+        lines, head, entries = encode(batch, self._head, self._clock, self.space)
         self._log.change("log.append")
-        self._text.add(lines, head)
+        self._text.add(lines, entries, head)
         self._head = head
         self._log.moved()
-        return head.seq
+        return entries
 
     def read(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
         """See AppendLog."""

@@ -382,13 +382,14 @@ def check_directory(context: Context, directory: Path, known: Collection[str], w
 
 
 def _is_slip(base: Mark, rebuilt: Mark) -> bool:
-    """Whether one is the other with a wrong digit."""
+    """Whether one is the other with a wrong digit, or no crc at all."""
+    if base.crc >> 32:
+        return True
     if (base.seq, base.crc) == (rebuilt.seq, rebuilt.crc):
         return False
     if base.seq == rebuilt.seq:
-        one, other = f"{base.crc:032b}", f"{rebuilt.crc:032b}"
         digits, others = str(base.crc), str(rebuilt.crc)
-        return sum(a != b for a, b in zip(one, other, strict=True)) == 1 or (
+        return (base.crc ^ rebuilt.crc).bit_count() == 1 or (
             len(digits) == len(others) and sum(a != b for a, b in zip(digits, others, strict=True)) == 1
         )
     return base.crc == rebuilt.crc

@@ -169,7 +169,7 @@ async def test_every_millionth_entry_is_later(driver: Driver):
         head = before
         keys = []
         while head.seq < TS_STEP + 1:
-            data, head = encode(batch, head, clock, SPACE)
+            data, head, _ = encode(batch, head, clock, SPACE)
             keys += [
                 entry.ts * TS_STEP + entry.seq % TS_STEP
                 for line in data.splitlines()

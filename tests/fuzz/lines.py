@@ -36,7 +36,8 @@ BATCHES = [
 def whole_log() -> bytes:
     text, seq, crc = b"", Seq(0), 0
     for batch in BATCHES:
-        lines, crc = codec.encode_batch(batch, seq, [NOW + seq] * len(batch), crc)
+        lines, encoded = codec.encode_batch(batch, seq, [NOW + seq] * len(batch), crc)
+        crc = encoded[-1].crc
         text += lines
         seq = Seq(seq + len(batch))
     return text

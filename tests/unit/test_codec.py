@@ -45,7 +45,8 @@ logs = st.lists(batches, min_size=1, max_size=4)
 def encode(log: list[list[NewEntry]]) -> bytes:
     text, seq, crc = b"", 0, 0
     for batch in log:
-        lines, crc = codec.encode_batch(batch, Seq(seq), [new.ts or 0 for new in batch], crc)
+        lines, encoded = codec.encode_batch(batch, Seq(seq), [new.ts or 0 for new in batch], crc)
+        crc = encoded[-1].crc
         seq += len(batch)
         text += lines
     return text

@@ -256,8 +256,9 @@ def test_damage_and_a_torn_tail_at_once(made: Made):
         lambda path: path.unlink(),
         lambda path: path.write_bytes(b"garbage"),
         lambda path: flip(path, path.read_bytes().index(b'"crc":') + 7),
+        lambda path: replace(path, b'"crc":', b'"crc":9999'),
     ],
-    ids=["missing", "garbage", "one digit"],
+    ids=["missing", "garbage", "one digit", "no crc-32"],
 )
 async def test_a_base_is_read_off_the_log(made: Made, spoil: Callable[[Path], None]):
     before = await texts(made)

@@ -53,7 +53,8 @@ def batches(sizes: list[int], *, after: Seq = Seq(0), crc: int = 0) -> bytes:
             )
             for n in range(size)
         ]
-        lines, crc = codec.encode_batch(batch, after, [1000 + after] * size, crc)
+        lines, encoded = codec.encode_batch(batch, after, [1000 + after] * size, crc)
+        crc = encoded[-1].crc
         text += lines
         after = Seq(after + size)
     return text

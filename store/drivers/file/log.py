@@ -152,6 +152,27 @@ class FileLog:
                 await self.sync()
         return seq
 
+    def append_now(self, batch: Sequence[NewEntry]) -> list[Entry] | None:
+        """See AppendLog."""
+        text, head, stable = self.text, self.text.head, self._stable
+        if (
+            text.fd < 0
+            or head.size > stable.due
+            or stable.failure is not None
+            or text.damage is not None
+            or not text.writable
+            or self._mutex.locked()
+            or not locks.try_lock(text.fd)
+        ):
+            return None
+        try:
+            stat = os.fstat(text.fd)
+            if stat.st_size != head.size or not stat.st_nlink:
+                return None
+            return self._write(batch)
+        finally:
+            locks.unlock(text.fd)
+
     def _append(self, batch: Sequence[NewEntry], expected_seq: Seq | None, epoch: Epoch | None, size: int) -> Seq:
         """Under the lock, with the file that is there now."""
         text = self.text
@@ -169,7 +190,12 @@ class FileLog:
             return head.seq
         if not text.writable:
             raise ReadOnly(f"the log of {self.space} can't be written")
-        data, head = encode(batch, head, self._around.clock, self.space)
+        return self._write(batch)[-1].seq
+
+    def _write(self, batch: Sequence[NewEntry]) -> list[Entry]:
+        """Under the lock, where the file ends with the head."""
+        text = self.text
+        data, head, entries = encode(batch, text.head, self._around.clock, self.space)
         try:
             durability.write_all("log.append", text.fd, data)
         except BaseException as error:
@@ -179,7 +205,7 @@ class FileLog:
             raise
         text.advance(head)
         self.signal.notify()
-        return head.seq
+        return entries
 
     def _undo(self, data: bytes) -> None:
         fd, size = self.text.fd, self.text.head.size

@@ -124,9 +124,11 @@ class Forward:
 
     async def batches(self) -> AsyncGenerator[Entries, None]:
         """The same entries, as many at once as were read at once: for who takes them all."""
-        cursor = self._cursor
-        while True:
-            entries = cursor.batch(self._until)
+        cursor, until = self._cursor, self._until
+        if self._left is not None:
+            until = min(until, cursor.seq + self._left)
+        while cursor.seq < until or self._left is None:
+            entries = cursor.batch(until)
             if entries:
                 yield entries
                 continue

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -73,7 +72,7 @@ class Text:
         self.path = directory / LOG_NAME
         self.base = ORIGIN
         self.head: Head = EMPTY_HEAD
-        self.before: Mark | None = None
+        self.before: Head | None = None
         """Where the head was before it last moved: who follows the log reads on from there."""
         self.damage: CorruptLog | None = None
         self.writable = True
@@ -162,8 +161,7 @@ class Text:
 
     def advance(self, head: Head) -> None:
         """The head moves to `head`, by whole batches of the same file."""
-        old = self.head
-        self.before = Mark(old.seq, old.ts, old.crc, old.size)
+        self.before = self.head
         self.head = head
 
     def _scan(self, size: int) -> tuple[Mark | None, bool]:
@@ -241,14 +239,15 @@ class Text:
         if seq >= head.seq:
             return Mark(head.seq, head.ts, head.crc, head.size)
         if self.before is not None and self.before.seq == seq:
-            return self.before
+            before = self.before
+            return Mark(before.seq, before.ts, before.crc, before.size)
         return locate(self.fd, head.size, Seq(seq))
 
     @property
     def shown(self) -> Head:
         """The head, its size that of the text alone."""
         head, start = self.head, self.base.end
-        return replace(head, size=head.size - start) if start else head
+        return head._replace(size=head.size - start) if start else head
 
     def read_text(self, offset: int, size: int) -> bytes:
         """Bytes of the text, within the head."""
