@@ -124,7 +124,7 @@ class Forward:
 
     async def batches(self) -> AsyncGenerator[Entries, None]:
         """The same entries, as many at once as were read at once: for who takes them all."""
-        cursor, until = self._cursor, self._until
+        cursor, until = self._cursor, int(self._until)
         if self._left is not None:
             until = min(until, cursor.seq + self._left)
         while cursor.seq < until or self._left is None:
