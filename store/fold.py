@@ -130,10 +130,16 @@ class ChatState:
             self.created = entry.ts
         self.seq, self.ts = entry.seq, entry.ts
         try:
-            event = ev.parse(entry.data)
+            value = orjson.loads(entry.data)
         except ValueError:
             return NOTHING
-        return self._take(event, entry)
+        if type(value) is dict and value.get("type") in _APPENDED:
+            ts = entry.ts if entry.origin is None else entry.origin.ts
+            text = _ordinary(value, ts, {})
+            if text is not None and self.document.get(value["id"]) is None:
+                self.text_changed_ns = entry_time_ns(entry)
+                return self.document.insert(Item(value["id"], value["role"], ts, entry.seq, text))
+        return self._take(ev.interpret(value), entry)
 
     def _take(self, event: ev.Event | ev.Unknown, entry: Entry) -> Effect:
         change = _CHANGES.get(type(event))
@@ -191,31 +197,9 @@ class ChatState:
         self.seq, self.ts = last.seq, last.ts
 
     def _add(self, value: dict[str, Any], seq: int, ts: int, headings: dict[tuple[str, int], bytes]) -> bool:
-        """`_appended` of an ordinary message at the end; False, and nothing done, where it is another.
-
-        `headings` keeps what was made: many messages have one second.
-        """
-        if len(value) > _PLAIN_KEYS and not _SPECIAL.isdisjoint(value):
-            return False
-        id_, role, content = value.get("id"), value.get("role"), value.get("content")
-        if (
-            type(id_) is not str
-            or not 0 < len(id_) <= ev.ID_MAX
-            or not id_.isprintable()
-            or (role not in _USUAL_ROLES and not ev.is_role(role))
-        ):
-            return False
-        if type(content) is str:
-            text = content.encode() if is_plain(content) else body(content)
-        elif type(content) is list:
-            text = body(content)
-        else:
-            return False
-        at = role, ts // 1000
-        heading = headings.get(at)
-        if heading is None:
-            heading = headings[at] = canonical(role, ts, b"")
-        return self.document.add(id_, role, ts, seq, heading + _UNDER_HEADING + text if text else heading)
+        """`_appended` of an ordinary message at the end; False, and nothing done, where it is another."""
+        text = _ordinary(value, ts, headings)
+        return text is not None and self.document.add(value["id"], value["role"], ts, seq, text)
 
     def _grow(self, value: dict[str, Any]) -> bool:
         """`_edited` where it only adds text that is seen; False, and nothing done, where it does something else."""
@@ -330,6 +314,34 @@ class ChatState:
         rest = bytes(head.text[len(old) :])
         text = line + match[2] + rest if line else rest[skip_blanks(rest, 0) :]
         return self.document.replace(head, text=text)
+
+
+def _ordinary(value: dict[str, Any], ts: int, headings: dict[tuple[str, int], bytes]) -> bytes | None:
+    """The text of a message of usual form that is to stand at the end; None where it is another.
+
+    `headings` keeps what was made: many messages have one second.
+    """
+    if len(value) > _PLAIN_KEYS and not _SPECIAL.isdisjoint(value):
+        return None
+    id_, role, content = value.get("id"), value.get("role"), value.get("content")
+    if (
+        type(id_) is not str
+        or not 0 < len(id_) <= ev.ID_MAX
+        or not id_.isprintable()
+        or (role not in _USUAL_ROLES and not ev.is_role(role))
+    ):
+        return None
+    if type(content) is str:
+        text = content.encode() if is_plain(content) else body(content)
+    elif type(content) is list:
+        text = body(content)
+    else:
+        return None
+    at = role, ts // 1000
+    heading = headings.get(at)
+    if heading is None:
+        heading = headings[at] = canonical(role, ts, b"")
+    return heading + _UNDER_HEADING + text if text else heading
 
 
 def fold(entries: Iterable[Entry]) -> ChatState:
