@@ -45,6 +45,15 @@ def attributes(
     return found
 
 
+def absent(options: MountOptions) -> EntryAttributes:
+    """The reply to a lookup of a name that isn't there, for the kernel to keep."""
+    found = EntryAttributes()
+    found.st_ino = InodeT(0)
+    found.entry_timeout = options.entry_timeout
+    found.attr_timeout = 0
+    return found
+
+
 def attributes_of(options: MountOptions, ino: int, backing: os.stat_result) -> EntryAttributes:
     """The attributes of a file that stands in the store's scratch area."""
     found = attributes(

@@ -1,11 +1,16 @@
-"""Who made a request: the actor that is recorded, and the process behind the kernel's thread id."""
+"""Who made a request: the actor that is recorded, and the process behind the kernel's thread id.
+
+What /proc said of a thread is kept with its comm file open: reading that again is one system call, says which program
+it runs by now, and fails once the thread has ended, even where another has its number by then.
+
+Concurrency: on the event loop, but for `still_open`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -13,50 +18,124 @@ if TYPE_CHECKING:
 
 DESCRIPTORS: Final = 256
 """Of how many open files of a process `still_open` will look at each."""
+THREADS: Final = 64
+"""How many threads' comm files are kept open."""
 _ODD: Final = re.compile(r"[^\w.+:@ -]")
+_COMM_MAX: Final = 64
+_STATUS_MAX: Final = 4096
 
 
-@dataclass(frozen=True, slots=True)
 class Caller:
-    """`process` is the process id (not the thread's), 0 where it can't be seen from here."""
+    """Who made a request. Looked for in /proc when first asked for, or by `look`, while the request keeps it alive."""
 
-    uid: int
-    gid: int
-    process: int
-    program: str
+    __slots__ = ("_found", "_thread", "gid", "uid")
+
+    def __init__(self, uid: int, gid: int, thread: int) -> None:
+        self.uid = uid
+        self.gid = gid
+        self._thread = thread
+        self._found: tuple[int, str] | None = None
+
+    def look(self) -> tuple[int, str]:
+        """The process and its program, as of the first call."""
+        if self._found is None:
+            self._found = _look(self._thread)
+        return self._found
+
+    @property
+    def process(self) -> int:
+        """The process id (not the thread's), 0 where it can't be seen from here."""
+        return self.look()[0]
+
+    @property
+    def program(self) -> str:
+        """The program's name, empty where it can't be seen from here."""
+        return self.look()[1]
 
     @property
     def actor(self) -> str:
         """`uid:1000/vim`; without the program where it can't be known."""
-        return f"uid:{self.uid}/{self.program}" if self.program else f"uid:{self.uid}"
+        program = self.look()[1]
+        return f"uid:{self.uid}/{program}" if program else f"uid:{self.uid}"
 
 
 def caller_of(ctx: RequestContext) -> Caller:
-    """Looks into /proc: a few dozen microseconds."""
-    process, program = _status(ctx.pid)
-    return Caller(ctx.uid, ctx.gid, process, program)
+    """Who made the request."""
+    return Caller(ctx.uid, ctx.gid, ctx.pid)
 
 
 def process_of(thread: int) -> int:
     """The process of a thread, both as the kernel numbers them in a request; 0 where it can't be seen from here."""
-    return _status(thread)[0]
+    return _look(thread)[0]
 
 
-def _status(thread: int) -> tuple[int, str]:
-    """A thread's process and its program's name."""
-    process, program = thread, ""
+class _Thread:
+    """A thread that made a request, with its comm file."""
+
+    __slots__ = ("comm", "descriptor", "process", "program")
+
+    def __init__(self, descriptor: int, process: int) -> None:
+        self.descriptor = descriptor
+        self.process = process
+        self.comm = b""
+        self.program = ""
+
+    def look(self) -> tuple[int, str]:
+        """Its process, and the program that it runs now. Raises ProcessLookupError once it has ended."""
+        comm = os.pread(self.descriptor, _COMM_MAX, 0)
+        if comm != self.comm:
+            self.comm = comm
+            self.program = _ODD.sub("_", comm.decode(errors="replace").strip())[:_COMM_MAX]
+        return self.process, self.program
+
+
+_threads: OrderedDict[int, _Thread] = OrderedDict()
+
+
+def _look(thread: int) -> tuple[int, str]:
+    known = _threads.get(thread)
+    if known is not None:
+        try:
+            found = known.look()
+        except OSError:
+            os.close(_threads.pop(thread).descriptor)
+        else:
+            _threads.move_to_end(thread)
+            return found
+    return _meet(thread)
+
+
+def _meet(thread: int) -> tuple[int, str]:
+    """A thread that isn't known yet; (0, "") where it has ended, or lives in another pid namespace."""
     try:
-        with Path(f"/proc/{thread}/status").open("rb") as status:
-            for line in status:
-                if line.startswith(b"Name:"):
-                    program = _ODD.sub("_", line[5:].decode(errors="replace").strip())[:64]
-                elif line.startswith(b"Tgid:"):
-                    process = int(line[5:])
-                    break
+        descriptor = os.open(f"/proc/{thread}/comm", os.O_RDONLY)
     except OSError:
-        # The process has ended, or lives in another pid namespace.
-        process = 0
-    return process, program
+        return 0, ""
+    try:
+        process = _process_of(thread)
+        met = _Thread(descriptor, process)
+        # That it is still there now says that the number meant this one all the time.
+        found = met.look()
+    except OSError:
+        os.close(descriptor)
+        return 0, ""
+    _threads[thread] = met
+    if len(_threads) > THREADS:
+        os.close(_threads.popitem(last=False)[1].descriptor)
+    return found
+
+
+def _process_of(thread: int) -> int:
+    descriptor = os.open(f"/proc/{thread}/status", os.O_RDONLY)
+    try:
+        status = os.read(descriptor, _STATUS_MAX)
+    finally:
+        os.close(descriptor)
+    return next((int(line[5:]) for line in status.splitlines() if line.startswith(b"Tgid:")), thread)
+
+
+_ELSEWHERE: Final = ("pipe:[", "socket:[", "anon_inode:", "/dev/null", "/dev/pts/", "/dev/tty")
+"""How the links in /proc/PID/fd begin that lead to no file of a mount."""
 
 
 def still_open(process: int, ino: int) -> bool | None:
@@ -70,14 +149,21 @@ def still_open(process: int, ino: int) -> bool | None:
         return None
     if len(descriptors) > DESCRIPTORS:
         return None
-    wanted = b"ino:\t%d" % ino
+    wanted = b"\nino:\t%d\n" % ino
     for descriptor in descriptors:
         try:
-            with Path(f"/proc/{process}/fdinfo/{descriptor}").open("rb", buffering=0) as file:
-                lines = file.read(512).splitlines()
+            # One call instead of three: most of a program's files are none of ours.
+            if os.readlink(f"/proc/{process}/fd/{descriptor}").startswith(_ELSEWHERE):
+                continue
+            file = os.open(f"/proc/{process}/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                told = os.read(file, 512)
+            finally:
+                os.close(file)
         except OSError:
             continue
-        flags = next((int(line[6:], 8) for line in lines if line.startswith(b"flags:")), 0)
-        if wanted in lines and flags & os.O_ACCMODE != os.O_RDONLY:
-            return True
+        if wanted in told:
+            flags = told.partition(b"flags:")[2].partition(b"\n")[0]
+            if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
+                return True
     return False

@@ -8,6 +8,7 @@ from typing import Final
 from store import errors as e
 
 TABLE: Final[tuple[tuple[type[e.StoreError], int], ...]] = (
+    (e.BlobNotFound, errno.EIO),
     (e.NotFound, errno.ENOENT),
     (e.NameTooLong, errno.ENAMETOOLONG),
     (e.LineTooLong, errno.EFBIG),
@@ -29,7 +30,7 @@ TABLE: Final[tuple[tuple[type[e.StoreError], int], ...]] = (
 )
 """First match wins. CorruptLog is EROFS: what is readable is shown, and only writing to that chat is refused."""
 
-LOGGED: Final = (e.Damage, e.BackendError)
+LOGGED: Final = (e.Damage, e.BackendError, e.BlobNotFound)
 """Errors that a person must hear of: one line in the log, besides the errno."""
 
 

@@ -35,6 +35,8 @@ _PLACES: Final = {
     "by-id": 7,
 }
 _OTHER: Final = 15
+_FEW: Final = 1 << 14
+"""A table of no more nodes than that may keep its room."""
 
 
 def inode_number(identity: str) -> int:
@@ -53,9 +55,10 @@ def chat_identity(workspace: WorkspaceId, chat: ChatId) -> str:
 class InodeTable:
     """Number -> node, for all that the kernel holds, and the handles' nodes."""
 
-    __slots__ = ("_nodes",)
+    __slots__ = ("_most", "_nodes")
 
     def __init__(self, root: Node) -> None:
+        self._most = _FEW
         self._nodes: dict[int, Node] = {int(ROOT_INODE): root}
 
     def __len__(self) -> int:
@@ -82,6 +85,7 @@ class InodeTable:
         node.lookups += 1
         if node.lookups == 1:
             self._nodes[node.ino] = node
+            self._most = max(self._most, len(self._nodes))
             node.appeared()
 
     def forget(self, ino: int, count: int) -> None:
@@ -94,3 +98,7 @@ class InodeTable:
             node.lookups = 0
             del self._nodes[ino]
             node.vanished()
+            if len(self._nodes) < self._most // 8:
+                # A dict keeps the room that it once took.
+                self._nodes = dict(self._nodes)
+                self._most = max(len(self._nodes), _FEW)

@@ -20,6 +20,7 @@ from weakref import WeakValueDictionary
 import pyfuse3
 import trio
 
+from fusefs.announce import Announcer
 from fusefs.callers import Caller, caller_of
 from fusefs.inodes import InodeTable
 from fusefs.moves import Moves
@@ -30,6 +31,7 @@ from fusefs.operations import ChatOperations
 from fusefs.options import Durability, MountOptions
 from fusefs.recovery import pieces, recover_drafts
 from fusefs.scratch import ScratchArea
+from fusefs.session_loop import fast_session_loop
 from fusefs.unmount import lazy_unmount, mounts
 from fusefs.views import ChatView, WorkspaceView
 from store.document import Effect
@@ -41,7 +43,7 @@ from store.workspace_state import Names
 
 if TYPE_CHECKING:
     from store.driver import Driver, Staging
-    from store.space import Change
+    from store.folded import Change
     from store.workspace import Workspace
 
 P = ParamSpec("P")
@@ -64,6 +66,7 @@ class Mount:
         self.options = options
         self.log = logging.getLogger("chatfs")
         self.notifier = Notifier()
+        self.announcer = Announcer(self, enabled=options.inotify and not options.read_only)
         self.moves = Moves(self)
         self.root = RootDirectory(self)
         self.inodes = InodeTable(self.root)
@@ -193,6 +196,8 @@ class Mount:
             self.root.log_moved()
             return
         found = self._views.get(space)
+        if found is None and space.count("/") == 1:
+            self.root.log_moved()
         if isinstance(found, ChatView):
             found.moved(change if isinstance(change, Effect) else None)
         elif isinstance(found, WorkspaceView):
@@ -246,6 +251,7 @@ async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(mount.notifier.run)
+                nursery.start_soon(mount.announcer.run)
                 nursery.start_soon(mount.sync_later)
                 nursery.start_soon(_end_on_signal)
                 nursery.start_soon(read_ahead, mount)
@@ -253,7 +259,8 @@ async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
                     nursery.start_soon(store.index.follow)
                 mount.notifier.live = True
                 ready()
-                await pyfuse3.main()
+                with fast_session_loop(wanted=options.fast_loop):
+                    await pyfuse3.main()
                 store.index.hurry()
                 nursery.cancel_scope.cancel()
             unmounted = True
@@ -263,6 +270,7 @@ async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
                 await mount.settle()
             # After a failure the mount point stays dead instead of looking empty: rsync would empty its mirror.
             pyfuse3.close(unmount=unmounted)
+            mount.announcer.reap()
 
 
 async def _end_on_signal() -> None:

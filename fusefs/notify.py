@@ -25,11 +25,16 @@ import pyfuse3
 import trio
 
 if TYPE_CHECKING:
-    from fusefs.nodes.base import Node
+    from fusefs.nodes.base import Directory, Node
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 0.02
+CROSSING_SECONDS: Final = 2.0
+CROSSING_TICKS: Final = (1, 10, 100)
+"""How long a listing's reply may be on its way, and after how many times RETRY_SECONDS its names are dropped again."""
+LIVELY_SECONDS: Final = 2.0
+"""How long after a change of its names a directory's listings give none that the kernel may keep."""
 UNKNOWN_SECONDS: Final = 2.0
 """How often, and for how long, the kernel is told again of a node that it didn't know yet."""
 _INC_EPOCH: Final = 8
@@ -41,11 +46,15 @@ _HEADER: Final = struct.Struct("=IiQ")
 class Notifier:
     """The one path by which the kernel hears of changes."""
 
-    __slots__ = ("_device", "_epochs", "_limiter", "_queued", "_unknown", "_wake", "live")
+    __slots__ = ("_crossing", "_device", "_epochs", "_limiter", "_queued", "_unknown", "_wake", "epoch", "live")
 
     def __init__(self) -> None:
         self.live = False
         """Set once the mount is there: before, there is nobody to tell."""
+        self.epoch = 0
+        """How often every name had to be looked up again."""
+        self._crossing: dict[Directory, int] = {}
+        """Directories whose listing may have been on its way when a name changed, and for how many ticks already."""
         self._device = -1
         self._epochs = True
         """Whether the kernel hasn't said yet that it doesn't know of epochs."""
@@ -77,15 +86,22 @@ class Notifier:
         """The node's bytes changed."""
         if not self.live or node.lookups == 0:
             return
-        node.attributes_cached = False
+        # Where the mtime tells as well, nobody sees the old bytes until the thread comes to it.
+        self.attributes(node)
         self._queued[node.ino] = None
         self._wake.set()
 
-    def entry(self, directory: Node, name: bytes) -> None:
+    def entry(self, directory: Directory, name: bytes) -> None:
         """What `name` means in `directory` changed."""
         if not self.live or directory.lookups == 0:
             return
-        if not self._next_epoch():
+        now = trio.current_time()
+        directory.names_changed = now
+        if self._next_epoch():
+            if now - directory.listed < CROSSING_SECONDS:
+                self._crossing[directory] = 0
+                self._wake.set()
+        else:
             pyfuse3.invalidate_entry_async(pyfuse3.InodeT(directory.ino), pyfuse3.FileNameT(name), ignore_enoent=True)
 
     def _next_epoch(self) -> bool:
@@ -100,15 +116,29 @@ class Notifier:
             if error.errno not in {errno.EINVAL, errno.EBADF}:
                 log.warning("the kernel refused to count up its entries' epoch: %s", error)
             self._epochs = False
+        else:
+            self.epoch += 1
         return self._epochs
+
+    def _after_crossing(self) -> None:
+        """The kernel takes the names of a listing for as new as the moment when it comes to them, not for as new as the
+        request: those whose reply crossed with a change are dropped again.
+        """
+        ticks = {directory: tick + 1 for directory, tick in self._crossing.items()}
+        self._crossing = {directory: tick for directory, tick in ticks.items() if tick < CROSSING_TICKS[-1]}
+        if any(tick in CROSSING_TICKS for tick in ticks.values()):
+            self._next_epoch()
+        if self._crossing:
+            self._wake.set()
 
     async def run(self) -> None:
         """Feed the thread, for ever."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()
-            if self._unknown:
+            if self._unknown or self._crossing:
                 await trio.sleep(RETRY_SECONDS)
+                self._after_crossing()
                 unknown, self._unknown = self._unknown, {}
                 for node, until in unknown.items():
                     if trio.current_time() < until:

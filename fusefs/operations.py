@@ -26,13 +26,16 @@ from pyfuse3 import (
     FUSEError,
     InodeT,
     ModeT,
+    PollHandle,
     ReaddirToken,
     RequestContext,
     SetattrFields,
     StatvfsData,
 )
 
+from fusefs.attributes import absent
 from fusefs.errno_map import LOGGED, errno_of
+from fusefs.listing import Listing
 from fusefs.nodes.base import Change, Directory, Handle, Node, refuse
 from store.errors import StoreError
 from store.model import NAME_MAX
@@ -70,16 +73,6 @@ def mapped(
     return guarded
 
 
-class _Listing:
-    """An open directory: its names as they were when it was opened, so that offsets stay true."""
-
-    __slots__ = ("directory", "names")
-
-    def __init__(self, directory: Directory) -> None:
-        self.directory = directory
-        self.names: list[bytes] | None = None
-
-
 class ChatOperations(pyfuse3.Operations):
     """The handlers."""
 
@@ -90,9 +83,10 @@ class ChatOperations(pyfuse3.Operations):
     def __init__(self, mount: Mount) -> None:
         super().__init__()
         self._mount = mount
+        self._announcer = mount.announcer
         self._inodes = mount.inodes
         self._handles: dict[int, Handle] = {}
-        self._listings: dict[int, _Listing] = {}
+        self._listings: dict[int, Listing] = {}
         self._next = 0
 
     def init(self) -> None:
@@ -124,10 +118,14 @@ class ChatOperations(pyfuse3.Operations):
         return FileInfo(fh=FileHandleT(number), direct_io=handle.direct_io, keep_cache=handle.keep_cache)
 
     async def _entry(self, node: Node, thread: int = 0) -> EntryAttributes:
-        found = await node.attributes_for(thread)
+        # First, so that the kernel is told of what changes while the reply is made: then it doesn't keep what is older.
         self._inodes.looked_up(node)
         node.attributes_cached = True
-        return found
+        try:
+            return await node.attributes_for(thread)
+        except BaseException:
+            self._inodes.forget(node.ino, 1)
+            raise
 
     # ---- names
 
@@ -135,6 +133,10 @@ class ChatOperations(pyfuse3.Operations):
     async def lookup(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> EntryAttributes:
         """A name in a directory."""
         directory = self._directory(parent_inode)
+        if self._announcer.is_process(ctx.pid):
+            pretended = self._announcer.looked_up(directory, name)
+            if pretended is not None:
+                return await self._entry(pretended)
         if name == b".":
             return await self._entry(directory)
         if name == b"..":
@@ -143,7 +145,13 @@ class ChatOperations(pyfuse3.Operations):
             raise refuse(errno.ENAMETOOLONG)
         if directory.seems_missing(name, ctx.pid):
             raise refuse(errno.ENOENT)
-        return await self._entry(await directory.lookup(name), ctx.pid)
+        try:
+            node = await directory.lookup(name)
+        except FUSEError as error:
+            if error.errno == errno.ENOENT and directory.keeps_absent(name):
+                return absent(self._mount.options)
+            raise
+        return await self._entry(node, ctx.pid)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """The kernel lets nodes go."""
@@ -154,7 +162,11 @@ class ChatOperations(pyfuse3.Operations):
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         """mkdir(2)."""
         self._writable()
-        return await self._entry(await self._directory(parent_inode).mkdir(name, self._mount.caller(ctx)))
+        directory = self._directory(parent_inode)
+        if self._announcer.is_process(ctx.pid):
+            return await self._entry(await self._announcer.made("mkdir", directory, name))
+        with self._announcer.own((directory, name)), directory.making(name):
+            return await self._entry(await directory.mkdir(name, self._mount.caller(ctx)))
 
     @mapped
     async def mknod(
@@ -165,10 +177,14 @@ class ChatOperations(pyfuse3.Operations):
         if not stat.S_ISREG(mode):
             raise refuse(errno.EPERM)
         directory = self._directory(parent_inode)
+        if self._announcer.is_process(ctx.pid):
+            return await self._entry(await self._announcer.made("mknod", directory, name))
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        node, handle = await directory.create(name, mode, flags, self._mount.caller(ctx))
-        await handle.flush()
-        await handle.release()
+        with self._announcer.own((directory, name)):
+            with directory.making(name):
+                node, handle = await directory.create(name, mode, flags, self._mount.caller(ctx))
+            await handle.flush()
+            await handle.release()
         return await self._entry(node)
 
     @mapped
@@ -179,7 +195,9 @@ class ChatOperations(pyfuse3.Operations):
         self._writable()
         if len(name) > NAME_MAX:
             raise refuse(errno.ENAMETOOLONG)
-        node, handle = await self._directory(parent_inode).create(name, mode, flags, self._mount.caller(ctx))
+        directory = self._directory(parent_inode)
+        with directory.making(name):
+            node, handle = await directory.create(name, mode, flags, self._mount.caller(ctx))
         return self._opened(handle), await self._entry(node, ctx.pid)
 
     @mapped
@@ -201,13 +219,23 @@ class ChatOperations(pyfuse3.Operations):
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """unlink(2)."""
         self._writable()
-        await self._directory(parent_inode).unlink(name, self._mount.caller(ctx))
+        directory = self._directory(parent_inode)
+        if self._announcer.is_process(ctx.pid):
+            await self._announcer.removed("unlink", directory, name)
+            return
+        with self._announcer.own((directory, name)):
+            await directory.unlink(name, self._mount.caller(ctx))
 
     @mapped
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """rmdir(2)."""
         self._writable()
-        await self._directory(parent_inode).rmdir(name, self._mount.caller(ctx))
+        directory = self._directory(parent_inode)
+        if self._announcer.is_process(ctx.pid):
+            await self._announcer.removed("rmdir", directory, name)
+            return
+        with self._announcer.own((directory, name)):
+            await directory.rmdir(name, self._mount.caller(ctx))
 
     @mapped
     async def rename(
@@ -226,10 +254,14 @@ class ChatOperations(pyfuse3.Operations):
         if len(name_new) > NAME_MAX:
             raise refuse(errno.ENAMETOOLONG)
         source, target = self._directory(parent_inode_old), self._directory(parent_inode_new)
+        if self._announcer.is_process(ctx.pid):
+            await self._announcer.moved(source, name_old, target, name_new)
+            return
         exclusive = flags & pyfuse3.RENAME_NOREPLACE and not target.seems_missing(name_new, ctx.pid)
         if exclusive and await self._mount.present(target, name_new) is not None:
             raise refuse(errno.EEXIST)
-        await source.rename(name_old, target, name_new, self._mount.caller(ctx))
+        with self._announcer.own((source, name_old), (target, name_new)), target.making(name_new):
+            await source.rename(name_old, target, name_new, self._mount.caller(ctx))
 
     @mapped
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
@@ -242,9 +274,8 @@ class ChatOperations(pyfuse3.Operations):
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """stat(2)."""
         node = self._inodes.get(inode)
-        found = await node.attributes_for(ctx.pid)
         node.attributes_cached = True
-        return found
+        return await node.attributes_for(ctx.pid)
 
     @mapped
     async def setattr(
@@ -258,6 +289,8 @@ class ChatOperations(pyfuse3.Operations):
         """chmod(2), chown(2), truncate(2), utimensat(2)."""
         self._writable()
         node = self._inodes.get(inode)
+        if self._announcer.is_process(ctx.pid):
+            return await self._announcer.touched(node)
         change = Change(
             mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -268,8 +301,13 @@ class ChatOperations(pyfuse3.Operations):
         )
         handle = None if fh is None else self._handles.get(fh)
         await node.change(change, self._mount.caller(ctx), handle)
-        found = await node.attributes_for(ctx.pid)
+        if not node.attributes_cached:
+            # The kernel takes the mtime of this reply, and would later see no reason to drop pages that are older.
+            self._mount.notifier.contents(node)
         node.attributes_cached = True
+        found = await node.attributes_for(ctx.pid)
+        # It takes them even if they changed while the reply was on its way: it shall ask for them again.
+        found.attr_timeout = 0
         return found
 
     @mapped
@@ -323,6 +361,11 @@ class ChatOperations(pyfuse3.Operations):
         return await self._handle(fh).write(off, buf)
 
     @mapped
+    async def poll(self, inode: InodeT, fh: FileHandleT, poll_handle: PollHandle | None, ctx: RequestContext) -> int:
+        """poll(2), select(2), epoll_wait(2)."""
+        return await self._handle(fh).poll(poll_handle, ctx.pid)
+
+    @mapped
     async def flush(self, fh: FileHandleT) -> None:
         """close(2), of any descriptor for the handle."""
         await self._handle(fh).flush()
@@ -343,38 +386,13 @@ class ChatOperations(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """opendir(3)."""
         number = self._number()
-        self._listings[number] = _Listing(self._directory(inode))
+        self._listings[number] = Listing(self._inodes, self._directory(inode))
         return FileHandleT(number)
 
     @mapped
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        """Names with full attributes, from the `start_id`th on. A name that has gone since is passed over."""
-        listing = self._listings[fh]
-        if listing.names is None or start_id == 0:
-            listing.names = [b".", b"..", *await listing.directory.names()]
-        for index in range(start_id, len(listing.names)):
-            name = listing.names[index]
-            if index < 2:
-                # The kernel keeps no lookup of these two.
-                here = listing.directory if index == 0 else listing.directory.parent or listing.directory
-                if not pyfuse3.readdir_reply(token, FileNameT(name), await here.attributes(), index + 1):
-                    return
-                continue
-            try:
-                node = await listing.directory.lookup(name)
-                found = await node.attributes()
-            except FUSEError as error:
-                if error.errno == errno.ENOENT:
-                    continue
-                raise
-            except StoreError as error:
-                # One name that can't be read doesn't hide the others.
-                log.error("%s is left out of its listing: %s", name.decode(errors="replace"), error)  # noqa: TRY400
-                continue
-            if not pyfuse3.readdir_reply(token, FileNameT(name), found, index + 1):
-                return
-            self._inodes.looked_up(node)
-            node.attributes_cached = True
+        """Names with full attributes, from the `start_id`th on."""
+        await self._listings[fh].reply(start_id, token)
 
     @mapped
     async def releasedir(self, fh: FileHandleT) -> None:

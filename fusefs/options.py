@@ -25,6 +25,10 @@ class MountOptions:
     read_only: bool = False
     durability: Durability = Durability.STRICT
     debug: bool = False
+    fast_loop: bool = True
+    """Whether requests may take the session loop's fast path, past trio's scheduler."""
+    inotify: bool = True
+    """Whether inotify watchers hear of changes that came from elsewhere."""
     uid: int = field(default_factory=os.getuid)
     gid: int = field(default_factory=os.getgid)
     entry_timeout: float = 3600.0

@@ -17,6 +17,8 @@ from typing import Final
 
 from store import durability
 
+SCRATCH: Final = "scratch"
+"""The directory's name in that of a chat or a workspace."""
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_FDCWD: Final = -100
@@ -45,6 +47,14 @@ def birth_ns(file: bytes | int) -> int:
     return seconds * 1_000_000_000 + int.from_bytes(buffer.raw[_BTIME_OFFSET + 8 : _BTIME_OFFSET + 12], "little")
 
 
+def changed_ns(directory: str | bytes) -> int:
+    """When a file last came to or went from a directory, in nanoseconds; 0 where there is none."""
+    try:
+        return os.stat(directory).st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def identity(file: bytes | int, backing: os.stat_result) -> str:
     """What tells a scratch file from all others, past and present, through renames and remounts."""
     return f"scratch:{backing.st_dev}:{backing.st_ino}:{birth_ns(file)}"
@@ -53,12 +63,13 @@ def identity(file: bytes | int, backing: os.stat_result) -> str:
 class ScratchArea:
     """The scratch files behind one directory of the mount."""
 
-    __slots__ = ("_directory", "_name", "_parent")
+    __slots__ = ("_directory", "_encoded", "_name", "_parent")
 
-    def __init__(self, parent: Callable[[], Path], name: str = "scratch") -> None:
+    def __init__(self, parent: Callable[[], Path], name: str = SCRATCH) -> None:
         self._parent = parent
         self._name = name
         self._directory: Path | None = None
+        self._encoded = b""
 
     @property
     def directory(self) -> Path:
@@ -77,14 +88,15 @@ class ScratchArea:
 
     def changed_ns(self) -> int:
         """When a file last came or went, in nanoseconds; 0: never."""
-        try:
-            return os.stat(os.path.join(self._parent(), self._name)).st_mtime_ns
-        except FileNotFoundError:
-            return 0
+        return changed_ns(self._encoded or self._encode())
 
     def path(self, name: bytes) -> bytes:
         """Where the file called `name` stands."""
-        return os.path.join(os.fsencode(self.directory), name)
+        return b"%b/%b" % (self._encoded or self._encode(), name)
+
+    def _encode(self) -> bytes:
+        self._encoded = os.fsencode(self.directory)
+        return self._encoded
 
     def stat(self, name: bytes) -> os.stat_result | None:
         """Its attributes, None where it isn't there."""

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,8 +16,16 @@ from store.errors import StoreError
 _ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 
+BUSY_SECONDS: Final = (0.005, 0.02, 0.05, 0.1)
+"""When a busy mount is tried again: an announcement to watchers keeps it busy for a moment."""
+
+
 class UnmountError(StoreError):
-    """The kernel or fusermount3 refused."""
+    """The kernel or fusermount3 refused. `busy`: because something is open there."""
+
+    def __init__(self, message: str, *, busy: bool = False) -> None:
+        super().__init__(message)
+        self.busy = busy
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +54,15 @@ def mounts() -> list[Mounted]:
 
 def unmount(mountpoint: Path) -> None:
     """Unmount. Raises UnmountError, with what to do."""
+    for pause in BUSY_SECONDS:
+        try:
+            _fusermount("-u", mountpoint)
+        except UnmountError as error:
+            if not error.busy:
+                raise
+            time.sleep(pause)
+        else:
+            return
     _fusermount("-u", mountpoint)
 
 
@@ -60,6 +78,7 @@ def _fusermount(flags: str, mountpoint: Path) -> None:
     done = subprocess.run([tool, flags, "--", str(mountpoint)], capture_output=True, check=False)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().removeprefix("fusermount3: ")
-        if "busy" in reason.lower():
+        busy = "busy" in reason.lower()
+        if busy:
             reason += ": close what is open there (see fuser -vm), then try again"
-        raise UnmountError(reason or f"fusermount3 failed with status {done.returncode}")
+        raise UnmountError(reason or f"fusermount3 failed with status {done.returncode}", busy=busy)

@@ -9,6 +9,7 @@ Concurrency: no awaits, except in what is passed through to the store.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
@@ -17,18 +18,20 @@ from fusefs.inodes import chat_identity
 from fusefs.nodes.attachment_file import AttachmentFile
 from fusefs.nodes.attachments import AttachmentsDirectory
 from fusefs.nodes.base import Node
+from fusefs.nodes.chat_dir import ChatDirectory
 from fusefs.nodes.log_file import LogFile
 from fusefs.nodes.projected import ProjectedFile
 from fusefs.nodes.text_file import HistoryText
+from fusefs.nodes.workspace_dir import WorkspaceDirectory
 from fusefs.scratch import ScratchArea
 from store import events as ev
 from store.fold import Effect
-from store.model import workspace_space
+from store.model import chat_space, workspace_space
 from store.workspace_state import Names, Place
 
 if TYPE_CHECKING:
     from fusefs.mount import Mount
-    from fusefs.nodes.base import Directory
+    from fusefs.nodes.workspace_dir import PlaceDirectory
     from store.chat import Chat
     from store.fold import ChatState
     from store.model import Head, NewEntry, Seq
@@ -48,6 +51,8 @@ class LogOwner(Protocol):
     def created_ns(self) -> int: ...
     @property
     def text_id(self) -> int | None: ...
+    @property
+    def seq(self) -> Seq: ...
     async def head(self) -> Head: ...
     async def read_text(self, offset: int, size: int) -> bytes: ...
     async def append(self, batch: Sequence[NewEntry]) -> Seq: ...
@@ -166,6 +171,10 @@ class ChatView(View):
     def text_id(self) -> int | None:
         return self.chat.space.text_id
 
+    @property
+    def seq(self) -> Seq:
+        return self.chat.space.head.seq
+
     async def head(self) -> Head:
         return await self.chat.head()
 
@@ -260,6 +269,9 @@ class ChatView(View):
             for node in self.nodes:
                 if isinstance(node, ProjectedFile) and not isinstance(node, HistoryText):
                     self.mount.notifier.contents(node)
+                    node.announce()
+                elif isinstance(node, ChatDirectory):
+                    node.announce([b"chat.json"])
 
     async def settle_all(self) -> None:
         """Commit every draft."""
@@ -277,16 +289,23 @@ class ChatView(View):
             elif isinstance(node, AttachmentsDirectory):
                 if effect is None or effect.attachments:
                     node.log_moved(None if effect is None else [name.encode() for name in effect.attachments])
+            elif isinstance(node, ChatDirectory):
+                text = effect is None or effect.rewritten or effect.appended
+                node.announce([b"history.jsonl", *[b"history.md"] * bool(text), b"chat.json"])
             else:
                 notifier.attributes(node)
+                if isinstance(node, ProjectedFile):
+                    node.announce()
 
 
 class WorkspaceView(View):
     """A workspace, as this mount shows it."""
 
-    __slots__ = ("workspace",)
+    __slots__ = ("chats_directory", "workspace")
 
     def __init__(self, mount: Mount, workspace: Workspace) -> None:
+        self.chats_directory = os.fspath(mount.driver.local_dir(workspace_space(workspace.id)) / "chats")
+        """Where the chats' local directories are, by their ids: a listing asks for thousands."""
         area = ScratchArea(lambda: mount.driver.local_dir(workspace_space(workspace.id)))
         super().__init__(mount, f"workspace:{workspace.id}", area)
         self.workspace = workspace
@@ -298,6 +317,10 @@ class WorkspaceView(View):
     @property
     def text_id(self) -> int | None:
         return self.workspace.space.text_id
+
+    @property
+    def seq(self) -> Seq:
+        return self.workspace.space.head.seq
 
     async def head(self) -> Head:
         await self.workspace.load()
@@ -330,18 +353,20 @@ class WorkspaceView(View):
         for node in self.nodes:
             place = getattr(node, "place", None)
             if isinstance(place, Place):
-                directory: Directory = node  # type: ignore[assignment]
-                moved = [name for where, name in names.moved if where is place] if names is not None else None
-                for name in list(directory.children) if moved is None else map(str.encode, moved):
-                    child = directory.children.get(name)
-                    record = state.find_in(place, name.decode())
-                    if child is not None and (record is None or chat_identity(state.id, record.id) != child.identity):
-                        notifier.entry(directory, name)
-                if moved != []:
-                    notifier.attributes(node)
+                directory: PlaceDirectory = node  # type: ignore[assignment]
+                directory.log_moved(None if names is None else [name for where, name in names.moved if where is place])
+                directory.announce(names)
             elif isinstance(node, LogFile):
                 node.log_moved()
             else:
                 notifier.attributes(node)
-        if names is None or names.moved:
+                if isinstance(node, ProjectedFile | WorkspaceDirectory):
+                    node.announce()
+        if names is None:
             self.mount.chats_renamed(self.workspace)
+        else:
+            for where, name in names.moved:
+                record = state.find_in(where, name)
+                view = None if record is None else self.mount.held_chats.get(chat_space(state.id, record.id))
+                if view is not None:
+                    view.renamed()

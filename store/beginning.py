@@ -95,7 +95,7 @@ async def find_base(opened: AppendLog) -> Base | None:
 def _unreadable(opened: AppendLog, why: str) -> CorruptLog:
     first = opened.head.first_seq
     return CorruptLog(
-        f"the log was compacted, and what stood before entry {first} can't be read ({why}): run chatfs fsck, "
+        f"was compacted, and what stood before entry {first} can't be read ({why}): run chatfs fsck --repair, "
         "or restore objects/ from a backup",
         seq=first - 1,
         offset=0,

@@ -20,8 +20,18 @@ import trio
 from store import events as ev
 from store import history, intake, saving
 from store.driver import Staging
-from store.errors import AttachmentNotFound, CorruptSnapshot, InvalidEvent, MessageNotFound, SeqConflict, StoreError
+from store.errors import (
+    AttachmentNotFound,
+    BlobNotFound,
+    CorruptBlob,
+    CorruptSnapshot,
+    InvalidEvent,
+    MessageNotFound,
+    SeqConflict,
+    StoreError,
+)
 from store.fold import ChatState, Effect, Message
+from store.folded import Change, Moved
 from store.kinds import CHAT
 from store.model import (
     Attachment,
@@ -40,7 +50,7 @@ from store.model import (
 )
 from store.rendered import RenderedText
 from store.saving import Saved
-from store.space import Change, Moved, Space
+from store.space import Space
 
 if TYPE_CHECKING:
     from store.workspace import Workspace
@@ -72,9 +82,17 @@ class Chat:
             self._follow(moved),
             self._is_known,
             opening,
+            name=lambda: self.called,
         )
         self.rendered = RenderedText(lambda: self.directory)
         self._touched = touched
+
+    @property
+    def called(self) -> str:
+        """WORKSPACE/CHAT, in messages; ids where the names aren't known."""
+        state = self.workspace.space.state
+        record = state.chats.get(self.id) if state is not None else None
+        return f"{self.workspace.called}/{record.name if record is not None else self.id}"
 
     async def _is_known(self) -> bool:
         """Whether the workspace has the chat (still): chatfs gc may have deleted it."""
@@ -330,10 +348,21 @@ class Chat:
         return await self.put_attachment(name, await self.workspace.driver.blobs.put(source), actor)
 
     async def read_attachment(self, name: str, offset: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
-        """Stream a range of an attachment. Raises AttachmentNotFound, BlobNotFound, CorruptBlob."""
+        """Stream a range of an attachment. Raises AttachmentNotFound, CorruptBlob."""
         found = await self.attachment(name)
-        async for piece in self.workspace.driver.blobs.get(found.digest, offset, size):
-            yield piece
+        try:
+            async for piece in self.workspace.driver.blobs.get(found.digest, offset, size):
+                yield piece
+        except (BlobNotFound, CorruptBlob) as error:
+            raise self.unreadable(name, error) from error
+
+    def unreadable(self, name: str, error: BlobNotFound | CorruptBlob) -> CorruptBlob:
+        """What is raised where an attachment's bytes aren't there any more, or aren't what they were."""
+        how = "missing" if isinstance(error, BlobNotFound) else "damaged"
+        return CorruptBlob(
+            f"the bytes of {self.called}/attachments/{name} are {how}: attach the same file again, or restore objects/ "
+            "from a backup"
+        )
 
     async def remove_attachment(self, name: str, actor: str) -> Seq:
         """Take it out of the chat; its bytes stay until `chatfs gc`."""

@@ -145,7 +145,7 @@ def _decode_line(line: bytes, seq: int, crc: int) -> Entry | None:
 
 def _corrupt(seq: int, offset: int) -> CorruptLog:
     return CorruptLog(
-        f"the log is damaged after entry {seq}, at byte {offset}: run chatfs fsck", seq=seq, offset=offset
+        f"is damaged after entry {seq}, at byte {offset}: run chatfs fsck --repair", seq=seq, offset=offset
     )
 
 

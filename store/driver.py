@@ -219,6 +219,7 @@ class Staging(Protocol):
     async def commit(self, *, durable: bool = True) -> BlobRef:
         """Make it a blob (hashing in a thread). The staging stays usable, as one based on that blob.
 
+        After a crash that comes before `discard` it is abandoned all the same: nobody may have named the blob yet.
         With `durable`, the blob survives a power cut when this returns.
         """
         ...
@@ -329,6 +330,8 @@ class Access(Enum):
     """It is written; one of an older format is migrated first."""
     MAKE = "make"
     """As WRITE, and made where there is none."""
+    MAKE_INSIDE = "make inside"
+    """As MAKE, if the directory is there that it is to stand in: else whoever named it has surely mistyped it."""
 
 
 class Driver(Protocol):
@@ -337,6 +340,8 @@ class Driver(Protocol):
     url: str
     read_only: bool
     """Whether it was opened so that nothing in it is changed: what would, raises ReadOnly."""
+    made: bool
+    """Whether there was none, and opening it made it."""
     kv: JsonKv
     blobs: BlobStore
     leases: Lease

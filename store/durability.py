@@ -19,7 +19,7 @@ import ctypes
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -229,14 +229,33 @@ def temporary(path: Path) -> Path:
     return path.with_name(f".{path.name[:200]}.{secrets.token_hex(8)}.tmp")
 
 
-def atomic_replace(label: str, path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Put `data` at `path`: whoever reads meets all of the old bytes or all of the new ones, also after a power cut."""
+@contextlib.contextmanager
+def replacing(
+    label: str, path: Path, *, durable: bool = True, before_rename: Callable[[], None] = lambda: None
+) -> Iterator[int]:
+    """A descriptor of a new file, which takes the place of `path` at the block's end; nothing is left if that fails.
+
+    Its bytes are durable before it gets the name (unless `durable` is False), and so is what `before_rename` does: both
+    in this order. The name is durable after `fsync_dir`, which is the caller's.
+    """
     beside = temporary(path)
-    write_new(label, beside, data, durable=durable)
+    fd = create(label, beside)
     try:
+        yield fd
+        if durable:
+            system.fsync(label, fd)
+        before_rename()
         system.rename(label, beside, path)
     except BaseException:
         discard(label, beside)
         raise
+    finally:
+        os.close(fd)
+
+
+def atomic_replace(label: str, path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Put `data` at `path`: whoever reads meets all of the old bytes or all of the new ones, also after a power cut."""
+    with replacing(label, path, durable=durable) as fd:
+        write_all(label, fd, data)
     if durable:
         fsync_dir(label, path.parent)

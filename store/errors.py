@@ -182,13 +182,20 @@ class Damage(StoreError):
 class CorruptLog(Damage):
     """A line in the middle of a log fails its checksum, its seq or its form.
 
-    `seq` is the last good one before the damage; `offset` is where in the log's text the damage starts.
+    The message is "the log of LOG " and `how`: a driver knows a log by its space, people know it by its names. `seq` is
+    the last good one before the damage; `offset` is where in the log's text the damage starts.
     """
 
-    def __init__(self, message: str, *, seq: int, offset: int) -> None:
-        super().__init__(message)
+    def __init__(self, how: str, *, seq: int, offset: int, log: str = "") -> None:
+        super().__init__(f"the log of {log} {how}" if log else f"the log {how}")
+        self.how = how
+        self.log = log
         self.seq = seq
         self.offset = offset
+
+    def again(self, log: str = "") -> CorruptLog:
+        """The same anew, so that tracebacks don't pile up; said of `log`, if that is given."""
+        return CorruptLog(self.how, seq=self.seq, offset=self.offset, log=log or self.log)
 
 
 class CorruptBlob(Damage):

@@ -6,7 +6,8 @@ in the log verbatim and which folds skip. A known type whose fields have the wro
 Optional fields that are None aren't written. Every event may carry further keys: they stay in the log.
 
 Some events have no class, since they change no state: `log.compacted` {"through", "state", "size"} (what came before is
-a blob now), `log.repaired` and `log.lost` (`chatfs fsck` found damage), `import.record` and `import.unparsed`.
+a blob now), `log.repaired`, `log.lost` and `blob.quarantined` (`chatfs fsck` found damage), `import.record` and
+`import.unparsed`.
 """
 
 from __future__ import annotations

@@ -3,6 +3,10 @@
 What only one side touched stays as that side made it. Where both changed one message, its lines are merged; where both
 changed the same lines, the saved ones stand, and the others are handed back as `conflict`. Nothing that either side
 wrote is lost: it is in the result or in `conflict`.
+
+Blank lines between messages, and at the end, only part the texts and are never a conflict: those that the save changed
+stand, otherwise those of the present state; the end's go where there is a message behind them now. Blank lines within a
+message are lines as others are; of two runs of them, put in at one place, the longer one stands.
 """
 
 from __future__ import annotations

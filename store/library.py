@@ -29,8 +29,8 @@ from store import registry
 from store.chat import Chat
 from store.driver import ABSENT, Access, Clock, Document, Driver, EtagConflict, Progress
 from store.errors import NameTaken, StoreError, WorkspaceNotFound
+from store.folded import Change, Moved
 from store.model import ChatId, NewEntry, SpaceId, WorkspaceId, clock_ms, directory_name, is_uuid, uuid7
-from store.space import Change, Moved
 from store.workspace import Hooks, Workspace
 from store.workspace_state import WorkspaceState
 
@@ -50,10 +50,12 @@ MOVES_BETWEEN_LOOKS: Final = 64
 
 
 def default_url() -> str:
-    """`CHATFS_STORE`, or the user's data directory (XDG Base Directory Specification)."""
-    given = os.environ.get("CHATFS_STORE")
-    if given:
-        return given
+    """`CHATFS_STORE`, or `user_url`."""
+    return os.environ.get("CHATFS_STORE") or user_url()
+
+
+def user_url() -> str:
+    """The store in the user's data directory (XDG Base Directory Specification)."""
     base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return f"file://{base}/chatfs"
 
@@ -251,7 +253,7 @@ class Store:
                 await chat.release()
             except StoreError as error:
                 # It stays, and with it what isn't durable yet; a sync says so to whom it concerns.
-                log.error("%s stays in memory: %s", chat.space.id, error)  # noqa: TRY400 - one line
+                log.error("%s stays in memory: %s", chat.called, error)  # noqa: TRY400 - one line
                 continue
             if not chat.space.loaded:
                 size -= dropped

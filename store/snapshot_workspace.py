@@ -82,11 +82,9 @@ def _load_chats(state: WorkspaceState, value: dict[str, Any]) -> None:
         )
     ]
     numbers([removed for removed in since if removed is not None])
-    state.chats = {record.id: record for record in records}
     shown = [records[index] for index in numbers(value["names"])]
-    state.names = {record.name: record.id for record in shown}
     trash = [(text(name), records[number(index)]) for name, index in rows(value["trash"], 2)]
-    state.trash = {name: record.id for name, record in trash}
+    state.fill(records, shown, {name: record.id for name, record in trash})
     trashed = {record.id for _, record in trash}
     if (
         len(state.chats) != len(records)

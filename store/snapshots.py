@@ -349,20 +349,10 @@ def _write_text(path: Path, pieces: Iterable[bytes]) -> _Summed:
     first = next(parts, None)
     if first is None:
         return summed
-    beside = durability.temporary(path)
-    fd = durability.create("snapshot.text", beside)
-    try:
+    with durability.replacing("snapshot.text", path) as fd:
         durability.write_all("snapshot.text", fd, first)
         for part in parts:
             durability.write_all("snapshot.text", fd, part)
-        durability.system.fsync("snapshot.text", fd)
-        durability.system.rename("snapshot.text", beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            durability.system.unlink("snapshot.text", beside)
-        raise
-    finally:
-        os.close(fd)
     return summed
 
 

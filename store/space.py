@@ -14,63 +14,23 @@ on after any `await`.
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
 import logging
-import operator
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Generic
 
 import trio
 
+from store import snapshot_due
 from store.beginning import begin, fits
 from store.driver import AppendLog, Driver
 from store.errors import CorruptLog, CorruptSnapshot, StoreError, Truncated
-from store.fold import Effect
-from store.model import EMPTY_HEAD, Entries, Entry, Head, NewEntry, Seq, SpaceId
+from store.folded import Change, Moved, S, all_of, replay
+from store.model import EMPTY_HEAD, Entry, Head, NewEntry, Seq, SpaceId
 from store.snapshots import FileSource, Kind, Snapshots
-from store.space_reader import Reader
-from store.workspace_state import Names
+from store.space_reader import Followed, Reader
 
 logger = logging.getLogger("chatfs")
-
-Change = Effect | Names
-
-SNAPSHOT_EVENTS: Final = 10_000
-SNAPSHOT_BYTES: Final = 4 * 1024 * 1024
-SNAPSHOT_SHARE: Final = 4
-"""A snapshot is due when the log has grown by so many events or bytes, and by a quarter of what it was before."""
-CLOSING_EVENTS: Final = 500
-CLOSING_BYTES: Final = 256 * 1024
-CLOSING_SHARE: Final = 50
-"""The same when the space is released: what would be replayed at the next use."""
-
-
-class Folded(Protocol):
-    """What a Space folds into."""
-
-    seq: Seq
-
-    def apply(self, entry: Entry) -> Change:
-        """Take in the next entry."""
-        ...
-
-    def replay(self, entries: Entries) -> None:
-        """Take in the next ones, where nobody asks what they do."""
-        ...
-
-
-S = TypeVar("S", bound=Folded)
-
-Moved = Callable[[SpaceId, Change | None], None]
-"""Called after a log has moved and the fold (if it is loaded) with it; the change is None where it isn't known."""
-
-
-def _all_of(changes: list[Any]) -> Change | None:
-    if not changes:
-        return None
-    return changes[0] if len(changes) == 1 else functools.reduce(operator.or_, changes)  # type: ignore[no-any-return]
 
 
 class Space(Generic[S]):
@@ -86,6 +46,7 @@ class Space(Generic[S]):
         "_lock",
         "_log",
         "_moved",
+        "_name",
         "_opening",
         "_snapshot",
         "_text_id",
@@ -106,6 +67,8 @@ class Space(Generic[S]):
         moved: Moved,
         exists: Callable[[], Awaitable[bool]] | None = None,
         opening: Callable[[], Awaitable[None]] | None = None,
+        *,
+        name: Callable[[], str] | None = None,
     ) -> None:
         self.id = space
         self.state: S | None = None
@@ -125,6 +88,7 @@ class Space(Generic[S]):
         self._driver = driver
         self._kind = kind
         self._moved = moved
+        self._name = name
         self._log: AppendLog | None = None
         self._head = EMPTY_HEAD
         self._damaged_head = EMPTY_HEAD
@@ -132,6 +96,11 @@ class Space(Generic[S]):
         """Of which seq the latest snapshot is, and how many bytes the log had; None: they can't be written."""
         self._users = 0
         self._lock = trio.Lock()
+
+    @property
+    def name(self) -> str:
+        """What people call it, in messages."""
+        return self.id if self._name is None else self._name()
 
     @property
     def idle(self) -> bool:
@@ -194,18 +163,24 @@ class Space(Generic[S]):
 
     async def refresh(self) -> Head:
         """Where the log ends now; a loaded fold catches up. Tells `moved` when it did."""
-        with self.hold():
-            log = await self.log()
+        self._users += 1  # as `hold` does, which costs more than the rest of this
+        try:
+            log = self._log
+            if log is None:
+                log = await self.log()
             before = self._head
             head = await log.refresh()
             behind = self.state is not None and self.state.seq != head.seq
             if head != before or behind or (log.damage is not None and self.damage is None):
                 await self._catch_up()
             return self.head
+        finally:
+            self._users -= 1
 
     async def load(self) -> S:
         """The fold, as of now."""
-        with self.hold():
+        self._users += 1  # as in `refresh`
+        try:
             log = self._log
             state = self.state
             if log is not None and state is not None:
@@ -213,6 +188,8 @@ class Space(Generic[S]):
                 if head == self._head and state.seq == head.seq and (log.damage is None or self.damage is not None):
                     return state
             return await self._catch_up(load=True)
+        finally:
+            self._users -= 1
 
     async def _catch_up(self, *, load: bool = False) -> S:
         effect: Change | None = None
@@ -263,7 +240,7 @@ class Space(Generic[S]):
             self._snapshot = begun.seq, begun.log_size
         if begun.damage is not None:
             with contextlib.suppress(CorruptLog):
-                await self._replay(opened, begun.state)
+                await replay(opened, begun.state)
             self._set_damage(begun.damage, opened)
         self.state = begun.state
 
@@ -275,45 +252,31 @@ class Space(Generic[S]):
             return None
         try:
             if not collect:
-                await self._replay(opened, state)
+                await replay(opened, state)
                 return None
-            changes: list[Any] = [state.apply(entry) async for entry in opened.read(state.seq)]
+            changes = [state.apply(entry) async for entry in opened.read(state.seq)]
         except CorruptLog as damage:
             self._set_damage(damage, opened)
             return None
-        except CorruptSnapshot as damage:
-            self._distrust(damage)
+        except (CorruptSnapshot, Truncated) as error:
+            if isinstance(error, CorruptSnapshot):
+                self._distrust(error)
+            else:
+                self._forget()  # what it hasn't taken in yet was compacted away
             await self._begin(opened)
             return await self._fold(opened, collect=False)
-        except Truncated:
-            # What it hasn't taken in yet was compacted away.
-            self._forget()
-            await self._begin(opened)
-            return await self._fold(opened, collect=False)
-        return _all_of(changes)
-
-    @staticmethod
-    async def _replay(opened: AppendLog, state: S) -> None:
-        # What a fold makes stays: looking through all of it again and again would take half of the time.
-        collects = gc.isenabled()
-        gc.disable()
-        try:
-            async with contextlib.aclosing(opened.read_batches(state.seq)) as batches:
-                async for entries in batches:
-                    state.replay(entries)
-        finally:
-            if collects:
-                gc.enable()
+        return all_of(changes)
 
     def check_sound(self) -> None:
         """Raises the damage that was met, if any."""
         if self.damage is not None:
-            raise CorruptLog(str(self.damage), seq=self.damage.seq, offset=self.damage.offset)
+            raise self.damage.again()
 
     def _set_damage(self, damage: CorruptLog, opened: AppendLog) -> None:
-        self.damage = damage
+        self.damage = damage.again(self.name)
         self._damaged_head = opened.head
-        logger.error("%s is read-only: %s", self.id, str(damage).replace(f" of {self.id}", ""))
+        # A command that fails of it needn't say it again.
+        logger.error("%s is read-only: the log %s", self.name, damage.how, extra={"error": str(self.damage)})
 
     def _distrust(self, damage: CorruptSnapshot) -> None:
         """The state began at a snapshot that turned out to be damaged: forget both."""
@@ -367,12 +330,7 @@ class Space(Generic[S]):
         """Whether the log has grown so much that a snapshot pays."""
         if self.state is None or self.damage is not None or self._snapshot is None or not self.snapshots.writable:
             return False
-        seq, size = self._snapshot
-        events, grown = self.state.seq - seq, self.head.size - size
-        least, length, share = SNAPSHOT_EVENTS, SNAPSHOT_BYTES, SNAPSHOT_SHARE
-        if closing:
-            least, length, share = CLOSING_EVENTS, CLOSING_BYTES, CLOSING_SHARE
-        return events > 0 and (events >= max(least, seq // share) or grown >= max(length, size // share))
+        return snapshot_due.is_due(self.state.seq, self.head.size, self._snapshot, closing=closing)
 
     async def keep_snapshot(self) -> None:
         """Write a snapshot of the present state. A disk that takes none does without."""
@@ -403,7 +361,10 @@ class Space(Generic[S]):
                 self.check_sound()
             if log.failure is not None:
                 await log.recover()
-            last = await log.append(batch, expected_seq=expected_seq)
+            try:
+                last = await log.append(batch, expected_seq=expected_seq)
+            except CorruptLog as damage:
+                raise damage.again(self.name) from damage
             self.unsynced = True
             if self.state is not None:
                 await self._catch_up()
@@ -426,7 +387,7 @@ class Space(Generic[S]):
         effect: Change | None = None
         if state is not None:
             try:
-                effect = _all_of([state.apply(entry) for entry in entries])
+                effect = all_of([state.apply(entry) for entry in entries])
             except CorruptSnapshot as damage:
                 self._distrust(damage)
         self._head = log.head
@@ -463,7 +424,7 @@ class Space(Generic[S]):
         with self.hold():
             log = await self.log()
             async with log.subscribe(since) as entries:
-                yield entries
+                yield Followed(self, entries)
 
     async def release(self) -> None:
         """Drop the log and the fold, unless somebody holds them. Syncs what was appended here and isn't synced yet."""

@@ -18,6 +18,7 @@ from store import events as ev
 from store.chat import Chat
 from store.driver import Driver
 from store.errors import ChatBusy, ChatNotFound, NameTaken, NotEmpty, QuotaExceeded, SeqConflict
+from store.folded import Moved
 from store.kinds import WORKSPACE
 from store.model import (
     ChatId,
@@ -29,7 +30,7 @@ from store.model import (
     uuid7,
     workspace_space,
 )
-from store.space import Moved, Space
+from store.space import Space
 from store.usage import Usage
 from store.workspace_state import ChatRecord, Place, WorkspaceState
 
@@ -54,10 +55,18 @@ class Workspace:
     def __init__(self, driver: Driver, workspace: WorkspaceId, hooks: Hooks) -> None:
         self.driver = driver
         self.id = workspace
-        self.space: Space[WorkspaceState] = Space(driver, workspace_space(workspace), WORKSPACE, hooks.moved)
+        self.space: Space[WorkspaceState] = Space(
+            driver, workspace_space(workspace), WORKSPACE, hooks.moved, name=lambda: self.called
+        )
         self._hooks = hooks
         self._chats: WeakValueDictionary[ChatId, Chat] = WeakValueDictionary()
         self._usage = Usage(driver, workspace)
+
+    @property
+    def called(self) -> str:
+        """Its name, in messages; its id where that isn't known."""
+        state = self.space.state
+        return state.name if state is not None and state.name else self.id
 
     @property
     def state(self) -> WorkspaceState:

@@ -7,7 +7,7 @@ taken) only move `seq`: the first one in the log wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -42,20 +42,28 @@ class ChatRecord:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """What entries did to a workspace: the names that mean another chat now (or none), and where."""
+    """What entries did to a workspace: the names that mean another chat now (or none), and where.
+
+    `before` says of each which chat it meant before.
+    """
 
     moved: tuple[tuple[Place, str], ...] = ()
+    before: tuple[ChatId | None, ...] = ()
 
     def __or__(self, other: Names) -> Names:
         """What one did, then the other."""
-        return Names(self.moved + other.moved)
+        return Names(self.moved + other.moved, self.before + other.before)
 
 
 class WorkspaceState:
     """The state; `apply` changes it in place."""
 
     __slots__ = (
+        "_before",
         "_moved",
+        "_shown",
+        "_taken",
+        "archived",
         "chats",
         "created",
         "id",
@@ -90,7 +98,14 @@ class WorkspaceState:
         """The chats in chats/ and archive/, in the order in which they came there."""
         self.trash: dict[str, ChatId] = {}
         """The trashed ones, by the names under which they are shown."""
+        self.archived = 0
+        """How many of `names` are in archive/."""
+        self._shown: dict[ChatId, str] = {}
+        """`trash` the other way round."""
+        self._taken: dict[str, int] = {}
+        """Up to which N a name's `~N` are all in the trash, as far as that is known."""
         self._moved: list[tuple[Place, str]] = []
+        self._before: list[ChatId | None] = []
 
     def find(self, name: str) -> ChatRecord | None:
         """The chat of that name in chats/ or archive/."""
@@ -114,28 +129,33 @@ class WorkspaceState:
 
     def shown_name(self, record: ChatRecord) -> str:
         """The name under which its place shows it."""
-        if record.place is not Place.TRASH:
-            return record.name
-        if self.trash.get(record.name) == record.id:
-            return record.name
-        return next(name for name, chat in self.trash.items() if chat == record.id)
+        return self._shown[record.id] if record.place is Place.TRASH else record.name
 
     def count(self, place: Place) -> int:
         """How many chats are there."""
         if place is Place.TRASH:
             return len(self.trash)
-        return sum(self.chats[chat].place is place for chat in self.names.values())
+        return self.archived if place is Place.ARCHIVE else len(self.names) - self.archived
+
+    def fill(self, chats: Iterable[ChatRecord], names: Iterable[ChatRecord], trash: dict[str, ChatId]) -> None:
+        """Take over the chats of another state: all, those outside the trash in their order, and the trash."""
+        self.chats = {record.id: record for record in chats}
+        self.names = {record.name: record.id for record in names}
+        self.trash = trash
+        self.archived = sum(self.chats[chat].place is Place.ARCHIVE for chat in self.names.values())
+        self._shown = {chat: name for name, chat in trash.items()}
+        self._taken = {}
 
     def apply(self, entry: Entry) -> Names:
         """Take in the next entry."""
         self.seq = entry.seq
         self.ts = entry.ts
-        self._moved = []
+        self._moved, self._before = [], []
         event = ev.parse(entry.data)
         change = _CHANGES.get(type(event))
         if change is not None:
             change(self, event, entry)
-        return Names(tuple(self._moved))
+        return Names(tuple(self._moved), tuple(self._before))
 
     def replay(self, entries: Entries) -> None:
         """`apply` for each of them."""
@@ -180,7 +200,8 @@ class WorkspaceState:
         del self.names[record.name]
         self.names[event.name] = record.id
         self.chats[record.id] = replace(record, name=event.name, changed=entry.ts)
-        self._touch(entry, record.place, record.name, event.name)
+        self._touch(entry, record.place, record.name, record.id)
+        self._touch(entry, record.place, event.name)
 
     def _archive(self, event: ev.ChatArchived, entry: Entry) -> None:
         self._move(event.chat, Place.CHATS, Place.ARCHIVE, entry)
@@ -192,7 +213,8 @@ class WorkspaceState:
         record = self.chats.get(ChatId(chat))
         if record is not None and record.place is source:
             self.chats[record.id] = replace(record, place=target, changed=entry.ts)
-            self._touch(entry, source, record.name)
+            self.archived += 1 if target is Place.ARCHIVE else -1
+            self._touch(entry, source, record.name, record.id)
             self._touch(entry, target, record.name)
 
     def _trash_chat(self, event: ev.ChatTrashed, entry: Entry) -> None:
@@ -200,38 +222,49 @@ class WorkspaceState:
         if record is None or record.place is Place.TRASH:
             return
         del self.names[record.name]
-        shown, number = record.name, 1
-        while shown in self.trash:
-            number += 1
-            shown = f"{record.name}~{number}"
+        self.archived -= record.place is Place.ARCHIVE
+        shown = self._free_in_trash(record.name)
         self.trash[shown] = record.id
+        self._shown[record.id] = shown
         self.chats[record.id] = replace(record, place=Place.TRASH, changed=entry.ts, removed_since=event.since)
-        self._touch(entry, record.place, record.name)
+        self._touch(entry, record.place, record.name, record.id)
         self._touch(entry, Place.TRASH, shown)
+
+    def _free_in_trash(self, name: str) -> str:
+        number = self._taken.get(name, 0) + 1
+        while (shown := name if number == 1 else f"{name}~{number}") in self.trash:
+            number += 1
+        self._taken[name] = number
+        return shown
+
+    def _leave_trash(self, record: ChatRecord) -> str:
+        shown = self._shown.pop(record.id)
+        del self.trash[shown]
+        self._taken.clear()
+        return shown
 
     def _restore(self, event: ev.ChatRestored, entry: Entry) -> None:
         record = self.chats.get(ChatId(event.chat or ""))
         if record is None or record.place is not Place.TRASH or record.name in self.names:
             return
-        shown = self.shown_name(record)
-        del self.trash[shown]
+        shown = self._leave_trash(record)
         self.names[record.name] = record.id
         self.chats[record.id] = replace(record, place=Place.CHATS, changed=entry.ts, removed_since=None)
         self._touch(entry, Place.CHATS, record.name)
-        self._touch(entry, Place.TRASH, shown)
+        self._touch(entry, Place.TRASH, shown, record.id)
 
     def _delete(self, event: ev.ChatDeleted, entry: Entry) -> None:
         record = self.chats.get(ChatId(event.chat))
         if record is None or record.place is not Place.TRASH:
             return
-        shown = self.shown_name(record)
-        del self.trash[shown]
+        shown = self._leave_trash(record)
         del self.chats[record.id]
-        self._touch(entry, Place.TRASH, shown)
+        self._touch(entry, Place.TRASH, shown, record.id)
 
-    def _touch(self, entry: Entry, place: Place, *names: str) -> None:
+    def _touch(self, entry: Entry, place: Place, name: str, before: ChatId | None = None) -> None:
         self.places_changed[place] = entry.ts * 1_000_000 + entry.seq % 1_000_000
-        self._moved += [(place, name) for name in names]
+        self._moved.append((place, name))
+        self._before.append(before)
 
 
 def _is_name(name: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import io
+import logging
 import os
 import sys
 import traceback
@@ -17,7 +18,7 @@ from typing import Final
 
 from fusefs.cli import chat, checking, collecting, compacting, importing, log, mounting, searching, status, workspace
 from fusefs.cli.errors import UsageError
-from fusefs.cli.output import complain
+from fusefs.cli.output import Complaints, complain
 from fusefs.cli.parser import Parser, add_global
 from fusefs.cli.version import version
 from store.errors import StoreError
@@ -57,11 +58,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     args = build().parse_args(argv)
+    complaints = Complaints()
+    logging.lastResort = complaints  # a mount logs in its own way
     try:
         args.run(args)
         sys.stdout.flush()
     except BaseException as error:  # noqa: BLE001 - whatever it is, the user gets one line
-        return _failed(_cause(error), args)
+        return _failed(_cause(error), args, complaints)
     return 0
 
 
@@ -83,7 +86,7 @@ def _cause(error: BaseException) -> BaseException:
     return error
 
 
-def _failed(error: BaseException, args: Namespace) -> int:
+def _failed(error: BaseException, args: Namespace, complaints: Complaints) -> int:
     if args.debug:
         traceback.print_exception(error)
     match error:
@@ -99,7 +102,8 @@ def _failed(error: BaseException, args: Namespace) -> int:
             complain(str(error))
             return 2
         case StoreError():
-            complain(str(error) or type(error).__name__)
+            if not complaints.has(error):
+                complain(str(error) or type(error).__name__)
         case OSError() if error.strerror:
             complain(f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror)
         case _:

@@ -125,7 +125,10 @@ async def _found(store: Store, args: Namespace) -> Chat | None:
         if args.create:
             return None
         raise
-    return workspace.chat_by_id(record.id)
+    chat = workspace.chat_by_id(record.id)
+    await chat.load()  # whether it is damaged shows only by reading it
+    chat.space.check_sound()
+    return chat
 
 
 def _opened(name: str) -> AbstractContextManager[IO[bytes]]:

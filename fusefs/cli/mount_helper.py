@@ -57,13 +57,19 @@ def _with(options: MountOptions, option: str, *, sloppy: bool) -> MountOptions:
             return replace(options, read_only=True)
         case "allow_other":
             return replace(options, allow_other=True)
+        case "no_inotify":
+            return replace(options, inotify=False)
+        case "no_fast_loop":
+            return replace(options, fast_loop=False)
         case "durability":
             if value not in set(Durability):
                 raise UsageError(f"durability is strict or relaxed, not {value!r}")
             return replace(options, durability=Durability(value))
     if sloppy or _OF_MOUNT.fullmatch(option):
         return options
-    raise UsageError(f"unknown option {option!r}: chatfs knows ro, allow_other and durability=strict|relaxed")
+    raise UsageError(
+        f"unknown option {option!r}: chatfs knows ro, allow_other, durability=strict|relaxed, no_inotify, no_fast_loop"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

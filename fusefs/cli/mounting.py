@@ -24,7 +24,7 @@ from fusefs.cli import background, mount_records
 from fusefs.cli.errors import CommandFailed
 from fusefs.cli.output import Progress, complain, write_line
 from fusefs.cli.parser import add_command
-from fusefs.cli.targets import migration_bar, store_url
+from fusefs.cli.targets import making, migration_bar, say_made, store_url
 from fusefs.options import Durability, MountOptions
 from fusefs.unmount import mounts, unmount
 from store import registry
@@ -59,6 +59,16 @@ def add(commands: Commands) -> None:
         default=Durability.STRICT.value,
         help="strict (the default): what was written is on disk when close(2) returns; relaxed: a second later",
     )
+    parser.add_argument(
+        "--no-inotify",
+        action="store_true",
+        help="don't report to inotify watchers what other processes change in the store",
+    )
+    parser.add_argument(
+        "--no-fast-loop",
+        action="store_true",
+        help="wait for requests with pyfuse3's own session loop: slower; to tell whether a fault is in the fast one",
+    )
     parser.add_argument("--ready-fd", type=int, help=SUPPRESS)
 
     parser = add_command(commands, "umount", _umount, "unmount, and wait until everything is written")
@@ -73,6 +83,8 @@ def _mount(args: Namespace) -> None:
         read_only=args.read_only,
         durability=Durability(args.durability),
         debug=args.debug,
+        fast_loop=not args.no_fast_loop,
+        inotify=not args.no_inotify,
     )
     if args.foreground:
         _serve(options, args.ready_fd)
@@ -86,6 +98,7 @@ def start(options: MountOptions) -> None:
     options = prepared(options)
     words = ["mount", str(options.mountpoint), "--store", options.url, "--durability", options.durability.value]
     words += ["--allow-other"] * options.allow_other + ["--read-only"] * options.read_only + ["--debug"] * options.debug
+    words += ["--no-fast-loop"] * (not options.fast_loop) + ["--no-inotify"] * (not options.inotify)
     background.start(options.mountpoint, words)
 
 
@@ -128,7 +141,7 @@ def prepared(options: MountOptions) -> MountOptions:
     Here the store is made or migrated, which may take long, and shows its progress. Raises StoreError.
     """
     try:
-        trio.run(_open_once, options.url, Access.READ if options.read_only else Access.MAKE)
+        trio.run(_open_once, options.url, Access.READ if options.read_only else making(options.url))
     except ReadOnly as error:
         try:
             trio.run(_open_once, options.url, Access.READ)
@@ -142,6 +155,8 @@ def prepared(options: MountOptions) -> MountOptions:
 async def _open_once(url: str, access: Access) -> None:
     with Progress() as progress:
         driver = await registry.open_driver(url, access=access, progress=migration_bar(progress))
+        progress.clear()
+        say_made(driver)
         await driver.aclose()
 
 

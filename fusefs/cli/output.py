@@ -8,6 +8,7 @@ Concurrency: writes block; a command has nothing else to do meanwhile.
 
 from __future__ import annotations
 
+import logging
 import re
 import sys
 import time
@@ -43,6 +44,24 @@ def write_line(text: str) -> None:
 def complain(text: str) -> None:
     """One line on stderr."""
     print(f"chatfs: {escape(text)}", file=sys.stderr)
+
+
+class Complaints(logging.Handler):
+    """What the store logs while a command runs, each record as one line on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._errors: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See Handler."""
+        cause = record.exc_info[1] if record.exc_info else None
+        complain(record.getMessage() + (f": {type(cause).__name__}: {cause}" if cause is not None else ""))
+        self._errors.add(getattr(record, "error", ""))
+
+    def has(self, error: BaseException) -> bool:
+        """Whether a record said the same as this error does."""
+        return str(error) in self._errors
 
 
 def write_json(value: Any) -> None:

@@ -56,7 +56,8 @@ def add_global(parser: Parser, *, top: bool = False) -> None:
         "--store",
         metavar="URL",
         default=None if top else SUPPRESS,
-        help="file:///path or a path (default: $CHATFS_STORE, or chatfs in the user's data directory)",
+        help="file:///path or a path (default: $CHATFS_STORE, or chatfs in the user's data directory); mount, "
+        "workspace create and import make it, if the directory above is there",
     )
     parser.add_argument(
         "--debug",

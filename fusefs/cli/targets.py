@@ -17,11 +17,11 @@ from typing import IO, Final
 
 import trio
 
-from fusefs.cli.output import Progress
+from fusefs.cli.output import Progress, complain
 from store import driver, registry
 from store.driver import Access
 from store.errors import ChatNotFound, InvalidInput
-from store.library import Store, default_url, open_store
+from store.library import Store, default_url, open_store, user_url
 from store.model import ChatId, is_uuid
 from store.workspace import Workspace
 from store.workspace_state import ChatRecord, Place
@@ -112,18 +112,31 @@ def in_store(
     Where there is no store, only a command that `makes` things makes one: a mistyped URL must not. One that only
     `looks` needs no store that can be written, and migrates none.
     """
-    access = Access.MAKE if makes else Access.LOOK if looks else Access.WRITE
 
     async def opened(args: Namespace) -> None:
+        url = store_url(args)
+        access = making(url) if makes else Access.LOOK if looks else Access.WRITE
         with Progress() as progress:
-            async with open_store(store_url(args), access=access, progress=migration_bar(progress)) as store:
+            async with open_store(url, access=access, progress=migration_bar(progress)) as store:
                 progress.clear()
+                say_made(store.driver)
                 await command(store, args)
 
     def run(args: Namespace) -> None:
         trio.run(opened, args)
 
     return run
+
+
+def making(url: str) -> Access:
+    """How that store is opened by what may make it: of one that somebody named, the directory above must be there."""
+    return Access.MAKE if url == absolute_url(user_url()) else Access.MAKE_INSIDE
+
+
+def say_made(opened: driver.Driver) -> None:
+    """One line where there was no store: it may have been another that was meant."""
+    if opened.made:
+        complain(f"made a new store at {registry.directory_of(opened.url)}")
 
 
 def migration_bar(progress: Progress) -> driver.Progress:

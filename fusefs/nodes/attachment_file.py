@@ -19,7 +19,7 @@ from pyfuse3 import EntryAttributes
 from fusefs.attributes import FILE_MODE, attributes
 from fusefs.callers import still_open
 from fusefs.nodes.base import Change, Directory, Handle, InView, refuse
-from store.errors import StoreError
+from store.errors import BlobNotFound, CorruptBlob, StoreError
 from store.model import Attachment, AttachmentId, BlobRef, Digest
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class AttachmentFile(InView):
         "_mode",
         "_mtime_ns",
         "_shown",
+        "_told",
+        "changing",
         "dirty",
         "gone",
         "handles",
@@ -62,6 +64,8 @@ class AttachmentFile(InView):
         self.staging: Staging | None = None
         self.dirty = False
         self.handles = 0
+        self.changing = False
+        """Whether a chmod(2) or utimensat(2) of it is under way."""
         self.gone: Attachment | None = None
         """What it was when its name was removed; open handles still read that."""
         self._mode: int | None = None
@@ -72,6 +76,8 @@ class AttachmentFile(InView):
         """Where a write failed, and with what: a file with a hole isn't committed."""
         self._shown: BlobRef | None = None
         """The bytes that the kernel may have pages of; None: it may have others."""
+        self._told: Digest | None = None
+        """The bytes that can't be read, where that has been said."""
         self.lock = trio.Lock()
         """Held while it is committed, and while it loses its name."""
 
@@ -135,7 +141,11 @@ class AttachmentFile(InView):
                 return
         found = await self.attachment()
         if found is not None and self.gone is None:
-            await self.view.chat.change_attachment(found.name, caller.actor, mode=mode, mtime_ns=change.mtime_ns)
+            self.changing = True
+            try:
+                await self.view.chat.change_attachment(found.name, caller.actor, mode=mode, mtime_ns=change.mtime_ns)
+            finally:
+                self.changing = False
             self._mode = self._mtime_ns = None
 
     async def stage(self, *, empty: bool = False) -> Staging:
@@ -188,7 +198,14 @@ class AttachmentFile(InView):
         found = await self.attachment()
         if found is None:
             raise refuse(errno.ESTALE)
-        return await self.view.chat.workspace.driver.blobs.read(found.digest, offset, size)
+        try:
+            return await self.view.chat.workspace.driver.blobs.read(found.digest, offset, size)
+        except (BlobNotFound, CorruptBlob) as error:
+            # One read(2) is several requests.
+            if self._told == found.digest:
+                raise refuse(errno.EIO) from error
+            self._told = found.digest
+            raise self.view.chat.unreadable(found.name, error) from error
 
     async def open(self, flags: int, caller: Caller) -> Handle:
         if flags & os.O_ACCMODE != os.O_RDONLY:
@@ -206,7 +223,11 @@ class AttachmentFile(InView):
 
     async def commit(self, actor: str) -> None:
         """Make the draft an attachment, if there is anything to commit."""
-        async with self.lock:
+        try:
+            self.lock.acquire_nowait()  # `acquire` would go round the scheduler, even when nobody has it
+        except trio.WouldBlock:
+            await self.lock.acquire()
+        try:
             staging = self.staging
             if staging is None or not self.dirty or self.gone is not None:
                 return
@@ -226,11 +247,14 @@ class AttachmentFile(InView):
                 self.dirty = True
                 raise
             self.view.pending.pop(self.name, None)
+            self._told = None
             if not self.dirty:
                 self._mode = self._mtime_ns = None
                 self.staging = None
                 await staging.discard()
             self.mount.notifier.attributes(self)
+        finally:
+            self.lock.release()
 
     async def closed(self, actor: str) -> None:
         """A handle was released. What can't be committed at the last close is kept as a scratch file."""

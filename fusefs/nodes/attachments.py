@@ -17,6 +17,7 @@ from pyfuse3 import EntryAttributes
 from fusefs.attributes import DIRECTORY_MODE, attributes
 from fusefs.nodes.attachment_file import AttachmentFile
 from fusefs.nodes.base import Change, Directory, Handle, InView, Node, refuse, text_name
+from fusefs.nodes.logged_names import LoggedNames
 from fusefs.nodes.scratch import ScratchFile, ScratchHandle
 from store.errors import AttachmentNotFound
 from store.model import Attachment, AttachmentId, attachment_name, uuid7
@@ -29,16 +30,30 @@ if TYPE_CHECKING:
     from fusefs.views import ChatView
 
 
-class AttachmentsDirectory(InView, Directory):
+class AttachmentsDirectory(InView, LoggedNames):
     """The directory of a chat's attachments."""
 
-    __slots__ = ("view",)
+    __slots__ = ("_known", "view")
 
     view: ChatView
+
+    holds_files = True
 
     def __init__(self, mount: Mount, view: ChatView, parent: Directory) -> None:
         super().__init__(mount, f"{view.identity}/attachments", parent, b"attachments")
         self.view = view
+        self._known: dict[str, Attachment] = {}
+        """While the kernel holds it: what the log said last, to see what changes."""
+
+    def appeared(self) -> None:
+        super().appeared()
+        if self.mount.announcer.enabled:
+            state = self.view.chat.space.state
+            self._known = {} if state is None else dict(state.attachments)
+
+    def vanished(self) -> None:
+        super().vanished()
+        self._known = {}
 
     async def attributes(self) -> EntryAttributes:
         when = await self._changed_ns()
@@ -91,6 +106,10 @@ class AttachmentsDirectory(InView, Directory):
         node = self.child(name, AttachmentFile(self.mount, self.view, found.id, self, name))
         assert isinstance(node, AttachmentFile)
         return node
+
+    def keeps_absent(self, name: bytes) -> bool:
+        # Temporary files are in no log: another mount of the store may make one unheard.
+        return not name.startswith(b".") and super().keeps_absent(name)
 
     async def create(self, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Node, Handle]:
         if name.startswith(b"."):
@@ -145,7 +164,7 @@ class AttachmentsDirectory(InView, Directory):
             except BaseException as error:
                 node.gone = None
                 if held is not None:
-                    self.children[name] = held
+                    self.hold(name, held)
                 if isinstance(error, AttachmentNotFound):
                     raise refuse(errno.ENOENT) from None
                 raise
@@ -160,8 +179,10 @@ class AttachmentsDirectory(InView, Directory):
     def log_moved(self, names: Iterable[bytes] | None) -> None:
         """`names` (None: any) mean something else now, or their attachments changed."""
         state = self.view.chat.space.state
-        for name in list(self.children) if names is None else names:
+        for name in [*self.children, *self.absent] if names is None else names:
             child = self.children.get(name)
+            if child is None and (state is None or name.decode(errors="replace") in state.attachments):
+                self.came(name)
             if child is None or name.startswith(b".") or name in self.view.pending:
                 continue
             found = None if state is None else state.attachments.get(name.decode(errors="replace"))
@@ -170,6 +191,51 @@ class AttachmentsDirectory(InView, Directory):
             if isinstance(child, AttachmentFile):
                 child.log_moved(found)
         self.mount.notifier.attributes(self)
+        self.announce(names)
+
+    def announce(self, names: Iterable[bytes] | None) -> None:
+        """Tell watchers what changed; `names` (None: any) may have."""
+        announcer = self.mount.announcer
+        if not announcer.enabled or not self.lookups:
+            return
+        state = self.view.chat.space.state
+        if state is None:
+            announcer.look(self)
+            return
+        present, known = state.attachments, self._known
+        changed = known.keys() | present.keys() if names is None else [name.decode(errors="replace") for name in names]
+        for text in changed:
+            before, found = known.get(text), present.get(text)
+            if before == found:
+                continue
+            if found is None:
+                del known[text]
+            else:
+                known[text] = found
+            name = text.encode()
+            if name in self.view.pending:
+                # It was made here.
+                continue
+            if before is None or found is None or before.id != found.id:
+                announcer.renamed(self, name, None if before is None else before.id)
+            elif not self._changed_here(name):
+                announcer.modified(self.node_of(found), "attributes" if before.ref == found.ref else "modify")
+
+    def _changed_here(self, name: bytes) -> bool:
+        child = self.children.get(name)
+        return isinstance(child, AttachmentFile) and (child.lock.locked() or child.changing)
+
+    async def compare_names(self) -> None:
+        """Look at what the log says, where nobody does otherwise."""
+        await self.view.chat.load()
+        self.announce(None)
+
+    def meaning(self, name: bytes) -> AttachmentId | None:
+        found = self._known.get(name.decode(errors="replace"))
+        return None if found is None else found.id
+
+    def meaning_of(self, child: Node) -> AttachmentId | None:
+        return child.id if isinstance(child, AttachmentFile) else None
 
 
 def _newest(view: ChatView) -> int:

@@ -9,15 +9,22 @@ Concurrency: one event loop; the store may move on at every `await`.
 from __future__ import annotations
 
 import errno
+import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pyfuse3 import EntryAttributes, FUSEError
 
 from fusefs.inodes import inode_number
+from fusefs.polling import ALWAYS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pyfuse3 import PollHandle
+
     from fusefs.callers import Caller
     from fusefs.mount import Mount
     from fusefs.views import View
@@ -40,14 +47,17 @@ def refuse(code: int) -> FUSEError:
     return FUSEError(code)
 
 
+AtHand: TypeAlias = "Callable[[bytes], tuple[Node, EntryAttributes] | None]"
+"""Gives a name's node and attributes, None where there is no such name."""
+
+
 class Node:
     """Something with an inode number. `became` is set once a rename put this node in another's place."""
 
-    __slots__ = ("__weakref__", "attributes_cached", "became", "identity", "ino", "lookups", "mount", "name", "parent")
+    __slots__ = ("__weakref__", "attributes_cached", "became", "ino", "lookups", "mount", "name", "parent")
 
     def __init__(self, mount: Mount, identity: str, parent: Directory | None = None, name: bytes = b"") -> None:
         self.mount = mount
-        self.identity = identity
         self.ino = inode_number(identity)
         self.lookups = 0
         self.attributes_cached = False
@@ -58,20 +68,20 @@ class Node:
     def appeared(self) -> None:
         """The kernel holds it now."""
         if self.parent is not None:
-            self.parent.children[self.name] = self
+            self.parent.hold(self.name, self)
 
     def vanished(self) -> None:
         """The kernel has let it go."""
-        if self.parent is not None and self.parent.children.get(self.name) is self:
-            del self.parent.children[self.name]
+        if self.parent is not None:
+            self.parent.drop(self.name, self)
 
     def placed(self, parent: Directory, name: bytes) -> None:
         """It is found at another place from now on."""
-        if self.lookups and self.parent is not None and self.parent.children.get(self.name) is self:
-            del self.parent.children[self.name]
+        if self.lookups and self.parent is not None:
+            self.parent.drop(self.name, self)
         self.parent, self.name = parent, name
         if self.lookups:
-            parent.children[name] = self
+            parent.hold(name, self)
 
     async def attributes(self) -> EntryAttributes:
         """Exact size, true times."""
@@ -105,14 +115,36 @@ class Node:
         """Commit what is only in a draft, if anything."""
 
 
-class Directory(Node):
-    """A node with names in it. `children` are those that the kernel holds."""
+NOTHING: Final[AbstractContextManager[None]] = nullcontext()
+_NONE: Final[dict[bytes, Node]] = {}
+"""Stays empty. Most directories are listed and not entered: they need no dict of their own."""
 
-    __slots__ = ("children",)
+
+class Directory(Node):
+    """A node with names in it. `children` are those that the kernel holds; `hold` and `drop` change them."""
+
+    __slots__ = ("children", "listed", "names_changed")
 
     def __init__(self, mount: Mount, identity: str, parent: Directory | None = None, name: bytes = b"") -> None:
         super().__init__(mount, identity, parent, name)
-        self.children: dict[bytes, Node] = {}
+        self.children = _NONE
+        self.listed = self.names_changed = -math.inf
+        """When it was last listed, and when a name in it last changed without the kernel's doing, by trio's clock."""
+
+    def hold(self, name: bytes, node: Node) -> None:
+        """The kernel has `name`, and knows `node` by it."""
+        if self.children is _NONE:
+            self.children = {name: node}
+        else:
+            self.children[name] = node
+
+    def drop(self, name: bytes, node: Node) -> None:
+        """The kernel knows `node` by that name no longer."""
+        if self.children.get(name) is node:
+            del self.children[name]
+            if not self.children:
+                # An emptied dict keeps the room that it took.
+                self.children = _NONE
 
     def seems_missing(self, name: bytes, process: int) -> bool:
         """Whether `process` must not see `name` yet, although it is there."""
@@ -122,9 +154,21 @@ class Directory(Node):
         """The node under `name`. Raises ENOENT."""
         raise refuse(errno.ENOENT)
 
+    def keeps_absent(self, name: bytes) -> bool:
+        """Whether the kernel may keep that `name` isn't there, as it is about to hear: it is told when it comes."""
+        return False
+
+    def making(self, name: bytes) -> AbstractContextManager[None]:
+        """Meanwhile a request gives the directory this name."""
+        return NOTHING
+
     async def names(self) -> list[bytes]:
         """What a listing shows, in its order, without `.` and `..`."""
         raise NotImplementedError
+
+    async def at_hand(self) -> AtHand | None:
+        """What answers for the names as of now without waiting; None where each has to be looked up by itself."""
+        return None
 
     async def mkdir(self, name: bytes, caller: Caller) -> Node:
         """Make a directory."""
@@ -194,6 +238,9 @@ class Handle:
         self.caller = caller
         self.direct_io = False
         self.keep_cache = True
+        if self.writable:
+            # Who opened it is recorded with what is written, perhaps after they have ended.
+            caller.look()
 
     @property
     def writable(self) -> bool:
@@ -218,6 +265,10 @@ class Handle:
 
     async def sync(self) -> None:
         """fsync(2)."""
+
+    async def poll(self, waiting: PollHandle | None, thread: int) -> int:
+        """The events that poll(2) finds, for that thread. `waiting` is to be notified when there are more."""
+        return ALWAYS
 
     async def release(self) -> None:
         """The last reference is gone. Errors would reach nobody."""

@@ -16,15 +16,17 @@ from fusefs.nodes.log_file import LogFile
 from fusefs.nodes.metadata_files import ChatJson
 from fusefs.nodes.scratch import ScratchFile, ScratchHandle
 from fusefs.nodes.text_file import HistoryText
-from fusefs.scratch import ScratchArea
+from fusefs.scratch import SCRATCH, ScratchArea, changed_ns
 from store.model import chat_space
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fusefs.callers import Caller
     from fusefs.mount import Mount
-    from fusefs.views import ChatView
+    from fusefs.views import ChatView, WorkspaceView
     from store.model import ChatId
-    from store.workspace import Workspace
+    from store.workspace_state import ChatRecord
 
 PROJECTED: Final = (b"history.jsonl", b"history.md", b"chat.json", b"attachments")
 """In the order of a listing: a copy then brings the log before what the log renders."""
@@ -118,32 +120,70 @@ class ScratchDirectory(Directory):
 class ChatDirectory(ScratchDirectory):
     """One chat. A listing makes thousands of these: what only the chat's files need is made when they are looked at."""
 
-    __slots__ = ("_area", "_view", "_workspace", "chat")
+    __slots__ = ("_area", "_generation", "_of", "_told", "_view", "chat")
 
     fixed = PROJECTED
 
-    def __init__(self, mount: Mount, workspace: Workspace, chat: ChatId, parent: Directory, name: bytes) -> None:
-        super().__init__(mount, chat_identity(workspace.id, chat), parent, name)
+    def __init__(self, mount: Mount, of: WorkspaceView, chat: ChatId, parent: Directory, name: bytes) -> None:
+        super().__init__(mount, chat_identity(of.workspace.id, chat), parent, name)
         self.chat = chat
-        self._workspace = workspace
+        self._of = of
         self._view: ChatView | None = None
-        self._area = ScratchArea(lambda: mount.driver.local_dir(chat_space(workspace.id, chat)))
+        self._area: ScratchArea | None = None
+        self._told = False
+        self._generation = 0
+
+    def died(self) -> None:
+        """It was removed: to the kernel this inode is dead while anybody is in it. The chat lives on in trash/."""
+        self._generation += 1
+
+    def look(self) -> None:
+        """Somebody looks at this chat, not only at a listing with it: it may be watched, and hears of its log."""
+        if not self._told and self.mount.announcer.enabled:
+            self._told = True
+            if self.lookups:
+                self.view.held(self)
+
+    def appeared(self) -> None:
+        super().appeared()
+        if self._told:
+            self.view.held(self)
+
+    def vanished(self) -> None:
+        super().vanished()
+        if self._told:
+            self._told = False
+            self.view.dropped(self)
+
+    def announce(self, names: Iterable[bytes]) -> None:
+        """The log moved, and with it what these files show: who watches the directory hears of all of them."""
+        for name in names:
+            if name not in self.children:
+                self.mount.announcer.modified(self.projected(name))
 
     @property
     def view(self) -> ChatView:
         """The chat, as this mount shows it."""
         if self._view is None:
-            self._view = self.mount.chat_view(self._workspace, self.chat)
+            self._view = self.mount.chat_view(self._of.workspace, self.chat)
         return self._view
 
     @property
     def area(self) -> ScratchArea:
+        if self._area is None:
+            space = chat_space(self._of.workspace.id, self.chat)
+            self._area = ScratchArea(lambda: self.mount.driver.local_dir(space))
         return self._area
 
     async def attributes(self) -> EntryAttributes:
-        record = (await self._workspace.load()).chats[self.chat]
-        when = max(record.changed * 1_000_000, self._area.changed_ns())
-        return attributes(self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when, nlink=3)
+        return self.attributes_of((await self._of.workspace.load()).chats[self.chat])
+
+    def attributes_of(self, record: ChatRecord) -> EntryAttributes:
+        """Those of the chat with that record: what its workspace knows is enough, the chat isn't opened."""
+        when = max(record.changed * 1_000_000, changed_ns(f"{self._of.chats_directory}/{self.chat}/{SCRATCH}"))
+        found = attributes(self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when, nlink=3)
+        found.generation = self._generation
+        return found
 
     async def shows(self, name: bytes) -> bool:
         return name not in self.view.hidden or not self.view.is_hidden(name, (await self.view.chat.head()).seq)
@@ -159,6 +199,7 @@ class ChatDirectory(ScratchDirectory):
         return self.view.is_unmade(name, process)
 
     def projected(self, name: bytes) -> Node:
+        self.look()
         known = self.children.get(name)
         if known is not None and known.became is None and not isinstance(known, ScratchFile):
             return known

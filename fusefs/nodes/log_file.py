@@ -1,8 +1,9 @@
 """history.jsonl: the event log, readable, append-only.
 
-Reading goes through the kernel's cache. A writing handle is `direct_io`: the kernel's offset means nothing, every
-complete line of a write becomes an entry, all lines of one write one atomic batch. The tail of a line waits in the
-handle until its newline, or until close.
+Handles are `direct_io`. Reading ones, because the kernel takes in that a file has grown in two steps, the size and then
+the pages: in between, who reads through its cache gets NUL bytes, and a log grows all the time. Writing ones, because
+the kernel's offset means nothing: every complete line of a write becomes an entry, all lines of one write one atomic
+batch. The tail of a line waits in the handle until its newline, or until close.
 """
 
 from __future__ import annotations
@@ -17,12 +18,15 @@ from pyfuse3 import EntryAttributes
 
 from fusefs.attributes import FILE_MODE, attributes
 from fusefs.nodes.base import Change, Directory, Handle, Node, refuse
+from fusefs.polling import events
 from store import events as ev
 from store import intake
 from store.errors import InvalidEvent, LineTooLong
 from store.model import LINE_MAX, Head, NewEntry, uuid7
 
 if TYPE_CHECKING:
+    from pyfuse3 import PollHandle
+
     from fusefs.callers import Caller
     from fusefs.mount import Mount
     from fusefs.views import LogOwner
@@ -38,17 +42,25 @@ def head_mtime_ns(head: Head) -> int:
 class LogFile(Node):
     """The log of a chat or of a workspace."""
 
-    __slots__ = ("owner", "text_id")
+    __slots__ = ("_heard", "_own", "_writing", "owner", "pollers", "text_id")
 
     def __init__(self, mount: Mount, owner: LogOwner, parent: Directory) -> None:
         super().__init__(mount, f"{owner.identity}/history.jsonl", parent, b"history.jsonl")
         self.owner = owner
         self.text_id: int | None = None
         """Which text the kernel may have pages of."""
+        self.pollers: set[LogHandle] = set()
+        """Handles that somebody waits at for entries."""
+        self._heard = 0
+        """Up to which seq watchers know that it grew."""
+        self._own = 0
+        """How many entries after that were written to this file, which the kernel reports by itself."""
+        self._writing = 0
 
     def appeared(self) -> None:
         super().appeared()
         self.owner.held(self)
+        self._heard, self._own = self.owner.seq, 0
 
     def vanished(self) -> None:
         super().vanished()
@@ -60,6 +72,29 @@ class LogFile(Node):
             self.mount.notifier.contents(self)
         else:
             self.mount.notifier.attributes(self)
+        if self.pollers:
+            waiting, self.pollers = self.pollers, set()
+            for handle in waiting:
+                handle.wake()
+        self.mount.announcer.modified(self, heard=self._grew_elsewhere)
+
+    async def append(self, batch: Sequence[NewEntry]) -> None:
+        """Append what was written to this file."""
+        self._writing += 1
+        try:
+            await self.owner.append(batch)
+            self._own += len(batch)
+        finally:
+            self._writing -= 1
+
+    def _grew_elsewhere(self) -> bool | None:
+        """Whether there are entries that weren't written to this file; None while some are being written."""
+        if self._writing:
+            return None
+        moved, own = self.owner.seq - self._heard, self._own
+        self._heard, self._own = self.owner.seq, 0
+        # A log that isn't in use moves without saying how far.
+        return moved != own or moved == 0
 
     def _is_another(self) -> bool:
         """Whether the text isn't the one of the last call, as far as that can be known."""
@@ -99,12 +134,23 @@ def attached_names(batch: Sequence[NewEntry]) -> Iterator[bytes]:
 class LogHandle(Handle):
     """An open log. `replacing`: opened without O_APPEND on a log that a copy is still to fill, from its start."""
 
-    __slots__ = ("actor", "expected", "file", "pending", "refusal", "rejected", "replacing", "unsynced")
+    __slots__ = (
+        "actor",
+        "expected",
+        "file",
+        "pending",
+        "read_to",
+        "refusal",
+        "rejected",
+        "replacing",
+        "unsynced",
+        "waiting",
+    )
 
     def __init__(self, file: LogFile, flags: int, caller: Caller, *, replacing: bool) -> None:
         super().__init__(file, flags, caller)
         self.file = file
-        self.direct_io = self.writable
+        self.direct_io = True
         self.replacing = replacing
         self.actor = caller.actor
         self.expected = 0
@@ -113,9 +159,28 @@ class LogHandle(Handle):
         self.refusal: tuple[bytes, int] | None = None
         """The bytes that a line begun by earlier writes was refused with, and the errno."""
         self.unsynced = False
+        self.read_to = 0
+        """The end of the furthest read that came here."""
+        self.waiting: PollHandle | None = None
 
     async def read(self, offset: int, size: int) -> bytes:
-        return await self.file.owner.read_text(offset, size)
+        found = await self.file.owner.read_text(offset, size)
+        self.read_to = max(self.read_to, offset + len(found))
+        return found
+
+    async def poll(self, waiting: PollHandle | None, thread: int) -> int:
+        if waiting is not None:
+            # Also where there is something now: who waits for edges doesn't ask again before the next.
+            self.waiting = waiting
+            self.file.pollers.add(self)
+        return events(self, (await self.file.owner.head()).size, thread)
+
+    def wake(self) -> None:
+        """There is more: have who waits ask again."""
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            with contextlib.suppress(OSError):
+                waiting.notify()
 
     async def write(self, offset: int, data: bytes) -> int:
         if not self.appending and (not self.replacing or offset != self.expected):
@@ -180,7 +245,7 @@ class LogHandle(Handle):
                     break
             good += 1
         if batch:
-            await self.file.owner.append(batch)
+            await self.file.append(batch)
             self.unsynced = True
             if self.replacing:
                 self.file.owner.copied_by(self.caller.process, attached_names(batch))
@@ -221,5 +286,7 @@ class LogHandle(Handle):
         await self.file.owner.sync()
 
     async def release(self) -> None:
+        self.file.pollers.discard(self)
+        self.waiting = None
         if self.pending and self.rejected is None:
             await self._reject(self.pending)

@@ -73,8 +73,9 @@ class ChatJson(MetadataFile):
 
     async def _text(self) -> bytes:
         chat = self.chat_view.chat
+        state = await chat.load()
         workspace = await chat.workspace.load()
-        return metadata.chat_json(workspace, workspace.chats[chat.id], await chat.load())
+        return metadata.chat_json(workspace, workspace.chats[chat.id], state)
 
     async def present(self) -> Base:
         state = await self.chat_view.chat.load()

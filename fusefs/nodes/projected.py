@@ -5,8 +5,8 @@ program ever takes half a save for the file, and two that save at once don't wri
 fsync, or a rename over the file) commits the draft: the subclass turns the bytes into events. Where that fails for good
 (not UTF-8, not JSON) the bytes are kept beside the file as `NAME.rejected-N`, and the file shows what it showed before.
 
-Writing handles are `direct_io`, and so are reading ones that are opened while there is a draft: the kernel's pages hold
-nothing but committed text.
+Writing handles are `direct_io`, and so are reading ones that are opened while there is a draft, or while the file is
+lively: the kernel's pages hold nothing but committed text that has come to rest.
 
 Concurrency: `_lock` is held while a draft is begun or committed; writes may come meanwhile, and stay in the draft. A
 last close that commits is awaited by whoever looks at the file next (`_settled`).
@@ -56,7 +56,7 @@ SIZE_MAX = 1 << 30
 class ProjectedFile(InView):
     """A projected, editable file. Subclasses say what it shows and what a save means."""
 
-    __slots__ = ("_beginning", "_closing", "_left", "_lock", "_told", "drafts", "handles", "view")
+    __slots__ = ("_beginning", "_closing", "_left", "_lock", "_moves", "_saving", "_told", "drafts", "handles", "view")
 
     view: ChatView | WorkspaceView
 
@@ -68,6 +68,9 @@ class ProjectedFile(InView):
         self.handles: list[ProjectedHandle] = []
         self._beginning = 0
         self._closing = 0
+        self._saving = False
+        self._moves = 0
+        """How often the log moved while a save was under way: its own events are one move."""
         self._told: Base = None
         """As of what the kernel was last told the size: until it is told to ask again, it shows no more than that."""
         self._left = trio.Event()
@@ -99,6 +102,14 @@ class ProjectedFile(InView):
         """What `process` last read: its next save of a whole new text is compared with that."""
         return await self.present()
 
+    async def is_lively(self) -> bool:
+        """Whether it is likely to change while it is read: then it isn't read through the kernel's cache.
+
+        The kernel takes in that a file has grown in two steps, the size and then the pages. Who reads in between gets
+        NUL bytes.
+        """
+        return True
+
     async def text_of(self, base: Base) -> bytes | None:
         """The text at `base`; None where that is what the file shows."""
         return None
@@ -107,6 +118,13 @@ class ProjectedFile(InView):
         """`process` has read the file as of `base`."""
 
     # ---- the file
+
+    def announce(self) -> None:
+        """What it shows changed. What a process writes here the kernel reports by itself."""
+        if self._saving:
+            self._moves += 1
+        else:
+            self.mount.announcer.modified(self)
 
     async def attributes(self) -> EntryAttributes:
         return await self.attributes_for(0)
@@ -223,7 +241,7 @@ class ProjectedFile(InView):
             handle.base = await self.present()
         # A write past its cache makes the kernel ignore the size that it is told meanwhile: it would cut reads short.
         written = any(other.writable for other in self.handles)
-        handle.direct_io = handle.writable or written or bool(self.drafts or self._beginning)
+        handle.direct_io = handle.writable or written or bool(self.drafts or self._beginning) or await self.is_lively()
         if not handle.writable:
             if not handle.direct_io and self.attributes_cached and self._told is not None:
                 handle.base = self._told
@@ -256,6 +274,7 @@ class ProjectedFile(InView):
             if draft is None or not (draft.written or (draft.emptied and emptied)):
                 return
             saved = draft.take()
+            self._saving, self._moves = True, 0
             try:
                 await self.save(saved, draft)
             except InvalidInput as error:
@@ -267,6 +286,9 @@ class ProjectedFile(InView):
                 draft.put_back()
                 raise
             finally:
+                self._saving = False
+                if self._moves > 1:
+                    self.announce()
                 self.mount.notifier.attributes(self)
             for handle in self.handles:
                 if handle.key == key:

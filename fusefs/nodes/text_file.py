@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from fusefs.nodes.base import Directory
 from fusefs.nodes.projected import Base, ProjectedFile
 from store.metadata import Wanted
+from store.model import clock_ms
 
 if TYPE_CHECKING:
     from fusefs.drafts import Draft
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from store.fold import Effect
 
 NAME = b"history.md"
+REST_NS: Final = 2_000_000_000
+"""Since when a text mustn't have changed to be read through the kernel's cache, in nanoseconds."""
 
 
 class HistoryText(ProjectedFile):
@@ -44,6 +47,10 @@ class HistoryText(ProjectedFile):
         read = self.chat_view.reads.get(process)
         return await self.present() if read is None else read
 
+    async def is_lively(self) -> bool:
+        state = await self.chat_view.chat.load()
+        return clock_ms() * 1_000_000 - state.text_changed_ns < REST_NS
+
     async def text_of(self, base: Base) -> bytes | None:
         assert not isinstance(base, Wanted)
         return await self.chat_view.chat.text_at(base)
@@ -69,3 +76,4 @@ class HistoryText(ProjectedFile):
         """The chat's log moved."""
         if effect is None or effect.rewritten or effect.appended:
             self.mount.notifier.attributes(self)
+            self.announce()

@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Final
 from pyfuse3 import EntryAttributes
 
 from fusefs.attributes import DIRECTORY_MODE, SYMLINK_MODE, attributes
-from fusefs.nodes.base import Directory, InView, Node, refuse, text_name
+from fusefs.inodes import chat_identity, inode_number
+from fusefs.nodes.base import AtHand, Directory, InView, Node, refuse, text_name
 from fusefs.nodes.chat_dir import PROJECTED, ChatDirectory, ScratchDirectory
 from fusefs.nodes.log_file import LogFile, head_mtime_ns
+from fusefs.nodes.logged_names import LoggedNames
 from fusefs.nodes.metadata_files import WorkspaceJson
 from fusefs.nodes.scratch import ScratchFile
 from store.errors import ChatNotFound
 from store.model import ChatId, is_uuid
-from store.workspace_state import Place
+from store.workspace_state import Names, Place
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from fusefs.callers import Caller
     from fusefs.mount import Mount
     from fusefs.scratch import ScratchArea
@@ -47,6 +51,12 @@ class WorkspaceDirectory(InView, ScratchDirectory):
     @property
     def area(self) -> ScratchArea:
         return self.view.scratch
+
+    def announce(self) -> None:
+        """The log moved: who watches the directory hears of what shows it."""
+        for name in (b"history.jsonl", b"workspace.json"):
+            if name not in self.children:
+                self.mount.announcer.modified(self.projected(name))
 
     async def attributes(self) -> EntryAttributes:
         state = await self.view.workspace.load()
@@ -105,7 +115,7 @@ class WorkspaceDirectory(InView, ScratchDirectory):
         await self.view.sync()
 
 
-class PlaceDirectory(InView, Directory):
+class PlaceDirectory(InView, LoggedNames):
     """chats/, archive/ or trash/: the chats that are there."""
 
     __slots__ = ("place", "view")
@@ -133,22 +143,75 @@ class PlaceDirectory(InView, Directory):
         record = state.find_in(self.place, name.decode(errors="surrogateescape"))
         if record is None:
             raise refuse(errno.ENOENT)
-        return self.node_of(record.id, name)
+        node = self.node_of(record.id, name)
+        node.look()
+        return node
+
+    async def at_hand(self) -> AtHand:
+        state = await self.view.workspace.load()
+        place = self.place
+
+        def answer(name: bytes) -> tuple[Node, EntryAttributes] | None:
+            record = state.find_in(place, name.decode(errors="surrogateescape"))
+            if record is None:
+                return None
+            node = self.node_of(record.id, name)
+            return node, node.attributes_of(record)
+
+        return answer
 
     def node_of(self, chat: ChatId, name: bytes) -> ChatDirectory:
         """The directory of a chat that is here under `name`."""
         known = self.children.get(name)
         if isinstance(known, ChatDirectory) and known.chat == chat:
             return known
-        node = self.child(name, ChatDirectory(self.mount, self.view.workspace, chat, self, name))
+        node = self.child(name, ChatDirectory(self.mount, self.view, chat, self, name))
         assert isinstance(node, ChatDirectory)
         return node
+
+    def log_moved(self, names: Iterable[str] | None) -> None:
+        """`names` (None: any) mean another chat now, or none."""
+        state = self.view.workspace.state
+        moved = [*self.children, *self.absent] if names is None else [name.encode() for name in names]
+        for name in moved:
+            child = self.children.get(name)
+            record = state.find_in(self.place, name.decode(errors="surrogateescape"))
+            if child is None:
+                if record is not None:
+                    self.came(name)
+            elif record is None or inode_number(chat_identity(state.id, record.id)) != child.ino:
+                self.mount.notifier.entry(self, name)
+        if moved or names is None:
+            self.mount.notifier.attributes(self)
+
+    def announce(self, names: Names | None) -> None:
+        """Tell watchers: `names` (None: any) mean another chat now, or none."""
+        announcer = self.mount.announcer
+        if names is None:
+            for name, child in self.children.items():
+                announcer.renamed(self, name, self.meaning_of(child))
+        else:
+            for (place, text), before in zip(names.moved, names.before, strict=True):
+                if place is self.place:
+                    announcer.renamed(self, text.encode(), before)
+
+    @property
+    def separate(self) -> bool:
+        return self.place is Place.TRASH
+
+    def meaning(self, name: bytes) -> ChatId | None:
+        record = self.view.workspace.state.find_in(self.place, name.decode(errors="surrogateescape"))
+        return None if record is None else record.id
+
+    def meaning_of(self, child: Node) -> ChatId | None:
+        return child.chat if isinstance(child, ChatDirectory) else None
 
     async def mkdir(self, name: bytes, caller: Caller) -> Node:
         if self.place is not Place.CHATS:
             raise refuse(errno.EPERM)
         chat = await self.view.workspace.create_chat(text_name(name), caller.actor)
         node = self.node_of(chat.id, name)
+        node.look()
         if caller.program in COPIERS:
             node.view.copied_by(caller.process, PROJECTED)
         return node
@@ -169,8 +232,9 @@ class PlaceDirectory(InView, Directory):
             await self.view.workspace.trash_chat(node.chat, caller.actor, since=since)
         except BaseException:
             if held is not None:
-                self.children[name] = held
+                self.hold(name, held)
             raise
+        node.died()
         node.view.hidden.clear()
         node.view.removals = None
 

@@ -79,7 +79,7 @@ def manifest_of(size: int, chunks: Sequence[str]) -> Manifest:
 def decode_manifest(digest: Digest, data: bytes) -> Manifest:
     """A long blob's manifest; raises CorruptBlob where it isn't the one that `digest` names."""
     if LONG + hashlib.sha256(data).hexdigest() != digest:
-        raise CorruptBlob(f"the manifest of {digest} is damaged: run chatfs fsck")
+        raise CorruptBlob(f"the manifest of {digest} is damaged: run chatfs fsck --repair")
     size, *chunks = data.decode().split()
     return Manifest(int(size), tuple(chunks))
 

@@ -211,6 +211,7 @@ class MemoryDriver:
     def __init__(self, shared: Shared, name: str, url: str, clock: Clock) -> None:
         self.url = url
         self.read_only = False
+        self.made = False
         self.shared = shared
         self._name = name
         self._clock = clock

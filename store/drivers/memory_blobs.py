@@ -261,7 +261,6 @@ class MemoryStaging:
         ref = self._blobs.add(manifest)
         self._base, self._limit = manifest, manifest.size
         self._touched.clear()
-        self._alive.discard(self)
         return ref
 
     def _name(self, index: int) -> str:

@@ -23,14 +23,14 @@ from store.drivers.file.lease import LEASE_NAME
 from store.drivers.file.objects import Objects
 from store.drivers.file.text import BASE_NAME, LOG_NAME
 from store.errors import ChatNotFound, WorkspaceNotFound
-from store.fsck import logs
 from store.fsck.ahead import Ahead
 from store.fsck.context import RESTORE, Context, reason
 from store.fsck.derived import NOTE, TEXT, DerivedCheck, check_index, entries, wanted
 from store.fsck.findings import Findings, Report
 from store.fsck.layout import LayoutCheck, claimed_twice
-from store.fsck.objects import Bad, ObjectCheck, References
+from store.fsck.objects import ATTACH, Bad, ObjectCheck, References
 from store.fsck.spaces import Facts, SpaceCheck, check_directory
+from store.fsck.users import User, record_quarantine, users_of
 from store.model import ChatId, Digest, SpaceId, WorkspaceId, chat_space, is_uuid, workspace_space
 from store.snapshots import DIRECTORY
 from store.workspace_state import Place, WorkspaceState
@@ -299,53 +299,34 @@ class _Check:
 
     def _report_bad(self, found: list[Bad]) -> None:
         """Say of damaged objects what they are to whom."""
-        users = self._users({digest for bad in found for digest in bad.digests}) if found else {}
+        digests = {digest for bad in found for digest in bad.digests}
+        users = users_of(self._context, digests, self._named_chats(), self._references.attachments) if found else {}
         for bad in found:
             path = Path(self._objects.path(bad.name))
-            needed = [user for digest in bad.digests for user in users.get(digest, ())]
+            needing = [(digest, user) for digest in bad.digests for user in users.get(digest, ())]
+            needed = [place for _, user in needing for place in user.places]
             places = ", ".join(needed[:5]) + (", …" if len(needed) > 5 else "")
             what = f"{bad.what}; {f'it is needed for {places}' if needed else 'nothing refers to it'}"
-            advice = "restore it from a backup, or attach the same files again"
-            fix = functools.partial(self._object_check.put_aside, bad.name) if bad.movable else None
+            fix = functools.partial(self._put_aside, bad.name, needing) if bad.movable else None
             self._context.error(
-                "blob-damaged", what, path, advice=advice if needed else "", fix=fix, stays=bool(needed)
+                "blob-damaged", what, path, advice=ATTACH if needed else "", fix=fix, stays=bool(needed)
             )
 
-    def _users(self, digests: set[Digest]) -> dict[Digest, list[str]]:
-        """The attachments that have these digests."""
-        found: dict[Digest, list[str]] = {}
-        wanted_bytes = [digest.encode() for digest in digests]
+    def _put_aside(self, name: str, needing: list[tuple[Digest, User]]) -> str:
+        def tell(quarantine: str) -> None:
+            for digest, user in needing:
+                record_quarantine(self._context, digest, user, quarantine)
+
+        return self._object_check.put_aside(name, tell)
+
+    def _named_chats(self) -> Iterator[tuple[SpaceId, str]]:
+        """Every chat there is, and how findings name it."""
         for name in self._names_in(self._context.root / "workspace"):
             workspace = _Workspace(WorkspaceId(name), self._state(WorkspaceId(name)), Facts(SpaceId(""), ""))
             for chat in self._names_in(self._context.root / workspace_space(workspace.id) / "chats"):
-                record = workspace.state.chats.get(ChatId(chat))
-                where = f"{workspace.name}/{chat}" if record is None else _where(workspace, record.name, record.place)
-                for line in self._lines(chat_space(workspace.id, ChatId(chat))):
-                    if any(each in line for each in wanted_bytes):
-                        _note_user(found, digests, where, line)
-        return found
-
-    def _lines(self, space: SpaceId) -> Iterator[bytes]:
-        try:
-            fd = self._context.open(self._context.root / space / LOG_NAME)
-        except OSError:
-            return
-        try:
-            yield from logs.lines_between(fd, 0, os.fstat(fd).st_size)
-        finally:
-            os.close(fd)
-
-
-def _note_user(found: dict[Digest, list[str]], digests: set[Digest], where: str, line: bytes) -> None:
-    telling = logs.telling_of(line)
-    value = telling.value if telling is not None else {}
-    for key in ("digest", "state"):
-        digest = value.get(key)
-        if digest in digests:
-            user = f"{where}/attachments/{value.get('name')}" if key == "digest" else f"the compacted log of {where}"
-            users = found.setdefault(Digest(str(digest)), [])
-            if user not in users:
-                users.append(user)
+                listed = workspace.state.chats.get(ChatId(chat))
+                where = f"{workspace.name}/{chat}" if listed is None else _where(workspace, listed.name, listed.place)
+                yield chat_space(workspace.id, ChatId(chat)), where
 
 
 def _where(workspace: _Workspace, name: str, place: Place) -> str:

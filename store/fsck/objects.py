@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ _NAME: Final = re.compile(r"[0-9a-f]{64}(\.chunks?)?")
 _PACKED: Final = re.compile(rb'\{"snapshot":[0-9]+,"seq":([0-9]+),"crc":([0-9]+),')
 """How a compacted state begins: see store.snapshots.pack."""
 _BACKUP: Final = "restore objects/ from a backup"
+ATTACH: Final = "attach the same file again, or restore objects/ from a backup"
 THREADS: Final = 2
 MANIFEST_MAX: Final = 1 << 28
 """Bytes of a manifest: of a blob of 4 TiB."""
@@ -95,9 +96,7 @@ class References:
         found = self.size(Digest(digest))
         what = f"attachment {name!r} of entry {telling.seq}"
         if found is None:
-            self._context.error(
-                "blob-missing", f"{what}: its bytes ({digest}) are missing", path, where, advice=_BACKUP
-            )
+            self._context.error("blob-missing", f"{what}: its bytes ({digest}) are missing", path, where, advice=ATTACH)
         elif found != size:
             self._context.warning(
                 "blob-size",
@@ -116,10 +115,10 @@ class References:
             what = f"the state behind which the compacted log begins {problem}"
             self._context.error("base-state", f"{what} ({digest})", path, where, advice=_BACKUP)
             return
-        for name, blob, size in self._attachments(digest):
+        for name, blob, size in self.attachments(digest):
             if not self.is_known(blob, size):
                 what = f"attachment {name!r} of the compacted state: its bytes ({blob}) are missing"
-                self._context.error("blob-missing", what, path, where, advice=_BACKUP)
+                self._context.error("blob-missing", what, path, where, advice=ATTACH)
 
     def _base_problem(self, digest: Digest, through: int) -> str:
         try:
@@ -131,7 +130,8 @@ class References:
             return f"can't be loaded: {error}"
         return "" if head["seq"] == through else f"is of entry {head['seq']}, not {through}"
 
-    def _attachments(self, digest: Digest) -> Iterable[tuple[str, Digest, int]]:
+    def attachments(self, digest: Digest) -> Iterable[tuple[str, Digest, int]]:
+        """Name, digest and size of what a compacted state has attached. Raises where it can't be loaded."""
         state, _ = unpack(CHAT, self._blob(digest), "it")
         held = (*state.attachments.values(), *(each for _, each in state.attachment_state.removed.values()))
         return [(each.name, each.digest, each.size) for each in held]
@@ -313,8 +313,11 @@ class ObjectCheck:
                     of.setdefault(line.decode(), []).append(Digest(LONG + name[:64]))
         return [replace(bad, digests=_digests(bad, of)) for bad in found]
 
-    def put_aside(self, name: str) -> str:
-        """Move a damaged object to quarantine: the same bytes, attached again, then take its place."""
+    def put_aside(self, name: str, tell: Callable[[str], None]) -> str:
+        """Move a damaged object to quarantine: the same bytes, attached again, then take its place.
+
+        `tell` is told how it is called there, before it is gone from here. Raises OSError, StoreError.
+        """
         path = Path(self._objects.path(name))
         with self._objects.held(alone=True):
             if self._check(name) is None:
@@ -324,6 +327,7 @@ class ObjectCheck:
                 pieces = iter(lambda: file.read(CHUNK), b"")
                 now = self._context.now()
                 kept = aside.keep(self._context.root, f"objects/{name}", pieces, note, now, suffix="object")
+            tell(kept)
             durability.system.unlink("blob.quarantine", path)
             durability.fsync_dir("blob.quarantine", path.parent)
         return f"moved to quarantine/{kept}"

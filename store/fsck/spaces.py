@@ -23,8 +23,9 @@ from store import durability
 from store.beginning import COMPACTOR
 from store.drivers.file import repair, salvage, survey
 from store.drivers.file.lease import LEASE_NAME
-from store.drivers.file.tail import ORIGIN, Mark, is_torn, locate, pread_all, seq_of
+from store.drivers.file.tail import ORIGIN, Mark, locate, seq_of
 from store.drivers.file.text import BASE_NAME, LOG_NAME, encode_base, read_base
+from store.drivers.file.torn import is_torn
 from store.errors import FormatError
 from store.events import ChatCreated
 from store.fsck import logs
@@ -34,8 +35,6 @@ from store.fsck.objects import References
 from store.model import ChatId, Head, Millis, NewEntry, Seq, SpaceId, WorkspaceId, workspace_space
 
 _TRIES: Final = 5
-_TORN_MAX: Final = 1 << 28
-"""What one write leaves is shorter."""
 _SPANS: Final = 8
 """How many a finding names."""
 _FAR_MS: Final = 366 * 86_400_000
@@ -230,18 +229,16 @@ class SpaceCheck:
             start = locate(fd, found.end, Seq(found.seq))
             if start is None or (start.crc, start.end) != (found.crc, found.end):
                 start = None  # another file by now
-        plan = survey.examine(fd, size, base, start)
-        rest = pread_all(fd, min(size - plan.end.end, _TORN_MAX), plan.end.end)
-        torn = 0 < len(rest) < _TORN_MAX and is_torn(rest, plan.end)
+        plan, torn = _plan(fd, size, base, start)
         if torn:
-            plan = survey.examine(fd, plan.end.end, base, start)
+            left = size - plan.end.end
             mark = plan.end
-            tail = f"an interrupted write left {counted(len(rest), 'byte')} behind entry {mark.seq}"
+            tail = f"an interrupted write left {counted(left, 'byte')} behind entry {mark.seq}"
             advice = "whoever opens the log next moves them to quarantine/"
             fix = (
-                (lambda: self._keep_torn(space, rest, mark))
+                (lambda: self._keep_torn(fd, space, left, mark))
                 if plan.damaged
-                else lambda: self._cut(space, path, rest, mark)
+                else lambda: self._cut(fd, space, left, mark)
             )
             context.info("torn-tail", tail, path, where, advice=advice, fix=fix)
         if plan.damaged:
@@ -270,19 +267,19 @@ class SpaceCheck:
             parts.append(f"{counted(lost, 'entry')} given up")
         return "; ".join(parts)
 
-    def _cut(self, space: SpaceId, path: Path, rest: bytes, mark: Mark) -> str:
-        done = self._keep_torn(space, rest, mark)
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    def _cut(self, fd: int, space: SpaceId, size: int, mark: Mark) -> str:
+        done = self._keep_torn(fd, space, size, mark)
+        target = os.open(self._context.root / space / LOG_NAME, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            durability.system.ftruncate("log.repair", fd, mark.end)
-            durability.system.fdatasync("log.repair", fd)
+            durability.system.ftruncate("log.repair", target, mark.end)
+            durability.system.fdatasync("log.repair", target)
         finally:
-            os.close(fd)
+            os.close(target)
         return done
 
-    def _keep_torn(self, space: SpaceId, rest: bytes, mark: Mark) -> str:
+    def _keep_torn(self, fd: int, space: SpaceId, size: int, mark: Mark) -> str:
         head = Head(Seq(mark.seq), Millis(mark.ts), mark.crc, Seq(1), mark.end)
-        kept = repair.quarantine(self._context.root, space, rest, head, self._context.now())
+        kept = repair.quarantine(self._context.root, space, fd, head, size, self._context.now())
         return f"moved to quarantine/{kept.name}"
 
     def _base(self, fd: int, size: int, where: str, directory: Path) -> tuple[Mark | None, bool]:
@@ -393,6 +390,16 @@ def _is_slip(base: Mark, rebuilt: Mark) -> bool:
             len(digits) == len(others) and sum(a != b for a, b in zip(digits, others, strict=True)) == 1
         )
     return base.crc == rebuilt.crc
+
+
+def _plan(fd: int, size: int, base: Mark, start: Mark | None) -> tuple[survey.Plan, bool]:
+    """What is to become of the log up to its last whole batch, and whether a torn tail follows that."""
+    if start is not None and size > start.end and is_torn(fd, start, size):
+        return survey.examine(fd, start.end, base, start), True
+    plan = survey.examine(fd, size, base, start)
+    if size > plan.end.end and is_torn(fd, plan.end, size):
+        return survey.examine(fd, plan.end.end, base, start), True
+    return plan, False
 
 
 def _write_base(directory: Path, base: Mark) -> str:

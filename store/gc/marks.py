@@ -23,8 +23,9 @@ from store.beginning import COMPACTED, base_of
 from store.driver import CHUNK
 from store.drivers.chunks import split_digest
 from store.drivers.file.objects import Objects, suffix_of
-from store.drivers.file.tail import Mark, is_torn, pread_all
+from store.drivers.file.tail import Mark, pread_all
 from store.drivers.file.text import LOG_NAME, read_base
+from store.drivers.file.torn import is_torn
 from store.errors import BlobNotFound, FormatError, StoreError
 from store.fsck import logs
 from store.fsck.context import locked
@@ -192,8 +193,7 @@ class Marks:
         found = logs.check(fd, size, base, lambda _telling: None)
         if found.complete:
             return True
-        rest = pread_all(fd, size - found.end, found.end)
-        return is_torn(rest, Mark(found.seq, 0, found.crc))
+        return is_torn(fd, Mark(found.seq, 0, found.crc, found.end), size)
 
 
 def _begins_with(path: Path, missing: set[Digest]) -> bool:

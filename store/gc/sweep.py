@@ -169,7 +169,9 @@ class BlobSweep:
         return chunks
 
     def _keep_chunks(self, name: str, how: str) -> None:
-        self.notes.append(f"parts of large attachments are left alone: the list of {LONG}{name} {how}: run chatfs fsck")
+        self.notes.append(
+            f"parts of large attachments are left alone: the list of {LONG}{name} {how}: run chatfs fsck --repair"
+        )
 
 
 def _digest(name: str) -> Digest:

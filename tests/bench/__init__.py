@@ -1,1 +1,4 @@
-"""Benchmarks: how fast a mount is beside the native file system. Run them with `scripts/bench`; pytest doesn't."""
+"""Benchmarks: how fast chatfs is beside the native file system and other FUSE file systems. `scripts/bench` runs them.
+
+The tests here see that they work, on tiny sizes; no test depends on a time.
+"""

@@ -14,10 +14,16 @@ from typing import Final
 
 from tests.bench import corpus
 from tests.bench.measure import Goal, Measure, Unit, take_turns
+from tests.bench.peers import Cast
+from tests.bench.stage import Sizes, Stage
 from tests.bench.target import Chatfs, Native, Target
 
 QUICK: Final = 10
 """What a quick run divides sizes and counts by."""
+SMOKE: Final = 200
+"""What a smoke test divides them by."""
+MIB: Final = 1 << 20
+_EVERYBODY: Final = Cast()
 TOLD: Final = 100
 """How many of the many chats have messages."""
 
@@ -25,16 +31,18 @@ TOLD: Final = 100
 class Bench:
     """What a workload gets."""
 
-    def __init__(self, directory: Path, *, runs: int, quick: bool) -> None:
+    def __init__(self, directory: Path, *, runs: int, divisor: int = 1, cast: Cast = _EVERYBODY) -> None:
         self.runs = runs
         self.directory = directory
-        self._divisor = QUICK if quick else 1
+        self.divisor = divisor
+        self.cast = cast
         self.text_size = self.scaled(50_000_000)
         self.many = self.scaled(10_000)
+        self.huge = self.scaled(20_000 if divisor > 1 else 100_000)
 
     def scaled(self, size: int) -> int:
         """`size`, or less of it in a quick run."""
-        return size // self._divisor
+        return size // self.divisor
 
     @staticmethod
     def tell(what: str) -> None:
@@ -58,6 +66,25 @@ class Bench:
         store = self.directory / "many"
         corpus.build_many(store, self.many, min(TOLD, self.many))
         return store
+
+    @cached_property
+    def huge_store(self) -> Path:
+        """A store with `huge` chats of a few messages each."""
+        self.tell(f"building a store of {self.huge} chats with {corpus.MESSAGES} messages each")
+        store = self.directory / "huge"
+        corpus.build_searched(store, self.huge)
+        return store
+
+    @cached_property
+    def stage(self) -> Stage:
+        """chatfs and its peers, with the same files in each."""
+        sizes = Sizes(self.scaled(10_000), max(1, self.scaled(256)) * MIB, self.text_size)
+        return Stage(self.directory / "stage", sizes, self.runs, self.cast, self.tell)
+
+    @property
+    def staged(self) -> bool:
+        """Whether a workload asked for the stage."""
+        return "stage" in vars(self)
 
     @cached_property
     def native(self) -> Native:

@@ -4,6 +4,7 @@
 
     python -m tests.bench.probes open URL                      one document: see `open_cold`
     python -m tests.bench.probes commit URL WORKSPACE CHAT N   "ready", and once a line has come on stdin, N commits
+    python -m tests.bench.probes write FILE N                  the same lines, appended to a plain file
 """
 
 from __future__ import annotations
@@ -47,12 +48,27 @@ async def commit(url: str, workspace: str, chat: str, count: int) -> None:
     async with open_store(url) as store:
         target = await (await store.workspace(workspace)).chat(chat)
         await target.load()
-        sys.stdout.write("ready\n")
-        sys.stdout.flush()
+        _say("ready")
         await trio.to_thread.run_sync(sys.stdin.readline)
         for number in range(count):
             await trio.sleep(pause.uniform(0.01, 0.03))
             await target.append_events([{"type": "bench.tick", "n": number, "ns": time.monotonic_ns()}], ACTOR)
+
+
+def write(path: str, count: int) -> None:
+    """As `commit`, to a plain file."""
+    pause = random.Random(1)
+    with open(path, "ab", buffering=0) as file:
+        _say("ready")
+        sys.stdin.readline()
+        for number in range(count):
+            time.sleep(pause.uniform(0.01, 0.03))
+            file.write(orjson.dumps({"type": "bench.tick", "n": number, "ns": time.monotonic_ns()}) + b"\n")
+
+
+def _say(what: object) -> None:
+    sys.stdout.write(f"{what}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
@@ -61,6 +77,8 @@ def main() -> None:
             trio.run(open_cold, url)
         case ["commit", url, workspace, chat, count]:
             trio.run(commit, url, workspace, chat, int(count))
+        case ["write", path, count]:
+            write(path, int(count))
         case _:
             sys.exit(__doc__)
 

@@ -57,9 +57,11 @@ class Cli:
         return done.returncode, done.stdout.decode(), done.stderr.decode()
 
     def run(self, *words: str | Path, given: bytes = b"") -> str:
-        """What a command that must succeed without a complaint prints."""
+        """What a command that must succeed without a complaint prints. It may make the store, and says so then."""
+        there = self.store.exists()
         code, out, err = self.attempt(*words, given=given)
-        assert (code, err) == (0, "")
+        made = "" if there or not self.store.exists() else f"chatfs: made a new store at {self.store}\n"
+        assert (code, err) == (0, made)
         return out
 
     def json(self, *words: str | Path, given: bytes = b"") -> Any:

@@ -235,6 +235,7 @@ def test_messages_come_from_files_and_from_standard_input(cli: Cli) -> None:
 
 
 def test_problems_are_told_and_what_has_them_is_kept(cli: Cli, tmp_path: Path) -> None:
+    cli.run("workspace", "create", "w")
     (tmp_path / "chat.jsonl").write_bytes(b'{"role":"user","content":"fine"}\nnot json\n')
     code, out, err = cli.attempt("import", "messages", tmp_path / "chat.jsonl", "--workspace", "w")
     assert code == 0
@@ -254,15 +255,17 @@ def test_a_trashed_chat_is_skipped_and_said(cli: Cli) -> None:
 
 
 def test_a_path_that_is_not_there_stops_it_before_it_begins(cli: Cli, tmp_path: Path) -> None:
+    cli.run("workspace", "create", "other")
     said = cli.fails("import", "messages", MESSAGES, tmp_path / "none", "--workspace", "w")
     assert said == f"{tmp_path}/none: No such file or directory"
-    assert cli.json("workspace", "ls") == []
+    assert [each["name"] for each in cli.json("workspace", "ls")] == ["other"]
     assert "--chat names one chat" in cli.fails(
         "import", "messages", MESSAGES, MESSAGES, "--chat", "x", "--workspace", "w", code=2
     )
 
 
 def test_what_fails_does_not_keep_the_rest_from_coming_in(cli: Cli, tmp_path: Path) -> None:
+    cli.run("workspace", "create", "w")
     (tmp_path / "empty").mkdir()
     words = ["import", "claude-code", tmp_path / "empty", SESSION, "--workspace", "w", "--json"]
     code, out, err = cli.attempt(*words)

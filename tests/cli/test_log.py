@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pty
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -187,7 +188,41 @@ def test_damage_is_said_after_what_is_good(demo: Cli) -> None:
     code, out, err = demo.attempt("log", "demo/trip")
     assert code == 1
     assert out.count("\n") == 1
-    assert err.startswith("chatfs: the log is damaged after entry 1")
+    where = "is damaged after entry 1, at byte 193: run chatfs fsck --repair\n"
+    assert re.sub("byte [0-9]+", "byte 193", err) == f"chatfs: the log of demo/trip {where}"
+
+
+def test_damage_is_said_in_one_line_whatever_is_asked_for(demo: Cli) -> None:
+    """The log's own line and the command's complaint would say the same."""
+    log = demo.log_file("demo/trip")
+    demo.run("append", "demo/trip", given=b'"last"\n')
+    log.write_bytes(log.read_bytes().replace(b"hi there", b"ho there"))
+    identity = log.parent.name
+    for words, code in [
+        (("cat", "demo/trip"), 1),
+        (("chat", "show", "demo/trip"), 0),
+        (("log", "demo/trip", "--reverse", "--limit", "9"), 1),
+        (("log", "demo/trip", "--follow"), 1),
+        (("attach", "demo/trip", Path(__file__)), 1),
+        (("append", "demo/trip"), 1),
+    ]:
+        found, _, err = demo.attempt(*words, given=b'"more"\n')
+        assert (found, err.count("\n")) == (code, 1), (words, err)
+        assert re.search(r"demo/trip .*damaged .* at byte [0-9]+: run chatfs fsck --repair$", err), words
+        assert identity not in err
+    demo.attempt("fsck", "--repair")
+    demo.run("cat", "demo/trip")
+
+
+def test_damage_of_a_workspaces_own_log_names_it(demo: Cli) -> None:
+    (log,) = demo.store.glob("workspace/*/history.jsonl")
+    log.write_bytes(log.read_bytes().replace(b"trip", b"trap"))
+    _, _, err = demo.attempt("chat", "new", "demo/other")
+    assert err.startswith("chatfs: demo is read-only: the log is damaged after entry 1")
+    log.write_bytes(log.read_bytes().replace(b"demo", b"dome"))
+    code, _, err = demo.attempt("chat", "new", "demo/other")
+    assert code == 1
+    assert log.parent.name in err
 
 
 # ---- cat

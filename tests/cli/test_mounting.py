@@ -251,14 +251,16 @@ def test_the_words_of_mount_become_options(monkeypatch: pytest.MonkeyPatch) -> N
             "-o",
             "ro,nosuid,nofail,x-systemd.automount,allow_other",
             "-o",
-            "durability=relaxed",
+            "durability=relaxed,no_fast_loop",
         ]
     )
     assert (options.url, options.mountpoint) == ("file:///srv/chats", Path("/mnt/x"))
     assert (options.read_only, options.allow_other, options.durability) == (True, True, Durability.RELAXED)
+    assert not options.fast_loop
     assert not pretended
     options, pretended = mount_helper.parse(["chatfs", "/mnt/x", "-fn"])
     assert (options.url, options.read_only, pretended) == ("file:///default", False, True)
+    assert options.fast_loop
 
 
 @pytest.mark.parametrize(

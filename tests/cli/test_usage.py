@@ -16,7 +16,8 @@ from tests.cli.conftest import REPOSITORY, Cli
 def test_the_store_may_be_named_before_or_after_the_command_or_in_the_environment(cli: Cli, tmp_path: Path) -> None:
     other = f"file://{tmp_path}/other"
     cli.run("workspace", "create", "here")
-    cli.run("--store", other, "workspace", "create", "there")
+    code, _, err = cli.attempt("--store", other, "workspace", "create", "there")
+    assert (code, err) == (0, f"chatfs: made a new store at {tmp_path}/other\n")
     assert [each["name"] for each in cli.json("workspace", "ls")] == ["here"]
     for words in (
         ["--store", other, "workspace", "ls"],
@@ -33,6 +34,34 @@ def test_a_mistyped_store_is_not_made(cli: Cli, tmp_path: Path) -> None:
         assert said == f"there is no store at {tmp_path}/typo: chatfs workspace create NAME makes it"
     cli.run("status", "--store", tmp_path / "typo")
     assert not (tmp_path / "typo").exists()
+
+
+def test_a_store_is_made_where_the_directory_above_it_is(cli: Cli, tmp_path: Path) -> None:
+    messages = tmp_path / "messages.jsonl"
+    messages.write_text('{"role":"user","content":"hello"}\n')
+    mountpoint = tmp_path / "mountpoint"
+    mountpoint.mkdir()
+    at = tmp_path / "typo" / "store"
+    said = (
+        f"there is no store at {at}, nor a directory {at.parent} to make one in: name another, or make that directory"
+    )
+    making = [["workspace", "create", "demo"], ["import", "messages", messages, "--workspace", "demo"]]
+    for words in [*making, ["mount", mountpoint], ["mount", "--foreground", mountpoint]]:
+        assert cli.fails("--store", at, *words) == said
+        assert not at.parent.exists()
+    for number, words in enumerate(making):
+        at = tmp_path / f"made-{number}"
+        assert cli.attempt("--store", at, *words)[::2] == (0, f"chatfs: made a new store at {at}\n")
+        assert cli.attempt("--store", at, "workspace", "create", "other")[::2] == (0, "")
+
+
+def test_the_users_own_store_is_made_with_all_above_it(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = cli.root / "data" / "chatfs"
+    monkeypatch.setattr(Cli, "environment", {**cli.environment, "CHATFS_STORE": ""})
+    code, _, err = cli.attempt("workspace", "create", "demo")
+    assert (code, err) == (0, f"chatfs: made a new store at {at}\n")
+    assert not at.parent.joinpath("store").exists()
+    assert [each["name"] for each in cli.json("workspace", "ls")] == ["demo"]
 
 
 @pytest.mark.parametrize(

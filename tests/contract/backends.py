@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import orjson
 import trio
 
 from store import durability
@@ -160,6 +161,16 @@ class FileBackend:
     async def aclose(self) -> None:
         for driver in self._opened:
             await driver.aclose()
+
+
+def drafts_in(backend: Backend) -> list[str]:
+    """The files of drafts; not the labels that wait for the next one."""
+    if not isinstance(backend, FileBackend) or not (backend.path / "drafts").exists():
+        return []
+    files = list((backend.path / "drafts").iterdir())
+    return [
+        path.name for path in files if path.suffix != ".json" or orjson.loads(path.read_bytes())["label"] is not None
+    ]
 
 
 def entries(*texts: str) -> list[NewEntry]:

@@ -13,9 +13,10 @@ import pytest
 import trio
 
 from store.driver import CHUNK, Driver
+from store.drivers.file.objects import Objects
 from store.errors import BlobNotFound, CorruptBlob, StoreFailed, StoreFull
 from store.model import BlobRef, Digest
-from tests.contract.backends import Backend, FaultySystem, FileBackend, faulty, take
+from tests.contract.backends import Backend, FaultySystem, FileBackend, drafts_in, faulty, take
 
 LONG = random.Random(7).randbytes(2 * CHUNK + 12345)
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1]
@@ -263,8 +264,7 @@ async def test_a_failed_put_leaves_nothing(backend: Backend, error: int, raised:
     assert await driver.blobs.abandoned() == []
     ref = await driver.blobs.put(data)
     assert await got(driver, ref.digest) == data
-    if isinstance(backend, FileBackend):
-        assert os.listdir(backend.path / "drafts") == []
+    assert drafts_in(backend) == []
 
 
 async def test_a_stream_that_breaks_leaves_nothing(backend: Backend):
@@ -316,3 +316,83 @@ async def test_a_durable_put_syncs_bytes_before_names(file_backend: FileBackend)
         await staging.commit(durable=True)
     assert system.seen.index("blob.sync") < system.seen.index("blob.link") < len(system.seen) - 1
     assert "blob.sync" in system.seen[system.seen.index("blob.link") :]
+
+
+# ---- readers of the file driver
+
+
+async def test_readers_of_one_chunk_share_its_hashing(file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch):
+    ref = await (await file_backend.open()).blobs.put(LONG)
+    driver = await file_backend.open()
+    hashed: list[str] = []
+    check = Objects._check
+    monkeypatch.setattr(Objects, "_check", lambda self, name, data: (hashed.append(name), check(self, name, data)))
+    found: dict[int, bytes] = {}
+
+    async def read(offset: int) -> None:
+        found[offset] = await driver.blobs.read(ref.digest, offset, 4096)
+
+    async with trio.open_nursery() as nursery:
+        for offset in range(0, len(LONG), 50_000):
+            nursery.start_soon(read, offset)
+    assert found == {offset: LONG[offset : offset + 4096] for offset in range(0, len(LONG), 50_000)}
+    assert len(hashed) == len(set(hashed)) == -(-len(LONG) // CHUNK)
+
+
+async def test_every_reader_of_a_damaged_chunk_is_told(file_backend: FileBackend):
+    ref = await (await file_backend.open()).blobs.put(LONG)
+    driver = await file_backend.open()
+    path = next(path for path in (file_backend.path / "objects").glob("*/*.chunk") if path.stat().st_size == CHUNK)
+    path.write_bytes(b"\0" * CHUNK)
+    told: list[int] = []
+
+    async def read(offset: int) -> None:
+        try:
+            assert await driver.blobs.read(ref.digest, offset, 10) == LONG[offset : offset + 10]
+        except CorruptBlob:
+            told.append(offset)
+
+    async with trio.open_nursery() as nursery:
+        for offset in [0, 5, CHUNK, CHUNK + 5]:
+            nursery.start_soon(read, offset)
+    assert sorted(told) in ([0, 5], [CHUNK, CHUNK + 5])
+
+
+@pytest.mark.parametrize("data", [b"small", LONG])
+async def test_a_file_that_is_changed_after_it_was_read_is_checked_again(file_backend: FileBackend, data: bytes):
+    driver = await file_backend.open()
+    ref = await driver.blobs.put(data)
+    assert await driver.blobs.read(ref.digest, 0, 5) == data[:5]
+    files = [path for path in (file_backend.path / "objects").glob("??/*") if path.suffix != ".chunks"]
+    good = {path: path.read_bytes() for path in files}
+    for path in files:
+        with path.open("r+b") as file:
+            file.write(b"damage")
+    with pytest.raises(CorruptBlob):
+        await driver.blobs.read(ref.digest, 0, 5)
+    for path, content in good.items():
+        path.unlink()
+        path.write_bytes(content)
+    assert await driver.blobs.read(ref.digest, 0, 5) == data[:5]
+    await (await file_backend.open()).blobs.delete(ref.digest)
+    with pytest.raises(BlobNotFound):
+        await driver.blobs.read(ref.digest, 0, 5)
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EOPNOTSUPP])
+async def test_what_is_not_in_memory_is_read_all_the_same(
+    file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch, code: int
+):
+    driver = await file_backend.open()
+    ref = await driver.blobs.put(LONG)
+    assert await got(driver, ref.digest) == LONG
+
+    def not_at_once(*_: object) -> int:
+        raise OSError(code, "not in the page cache")
+
+    other = await file_backend.open()
+    for blobs in (driver.blobs, other.blobs):
+        assert await blobs.read(ref.digest, 3, 5) == LONG[3:8]
+        monkeypatch.setattr(os, "preadv", not_at_once)
+        assert await blobs.read(ref.digest, CHUNK - 3, 10) == LONG[CHUNK - 3 : CHUNK + 7]
+        monkeypatch.undo()

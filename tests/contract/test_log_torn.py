@@ -15,11 +15,12 @@ import pytest
 import trio
 
 from store import codec
-from store.driver import AppendLog
+from store.driver import Access, AppendLog
 from store.drivers.file.tail import UNSYNCED
 from store.drivers.file.text import LOG_NAME
 from store.errors import CorruptLog, ReadOnly, StoreFailed, StoreFull
 from store.model import Seq
+from store.registry import open_driver
 from tests.contract.backends import SPACE, FaultySystem, FileBackend, entries, faulty, take
 
 
@@ -117,6 +118,27 @@ async def test_a_lost_block_inside_the_last_batch(file_backend: FileBackend):
         assert log.head.seq == 2
         assert await log.append(entries("new")) == 3
     assert len(quarantined(file_backend)) == len(lost)
+
+
+async def test_a_torn_tail_that_cant_be_moved_is_looked_at_once(file_backend: FileBackend):
+    """A store opened read-only went on judging a lost block under the lock, for ever."""
+    log = await open_log(file_backend)
+    await log.append(entries("a", "b"))
+    begin = log.head.size
+    await log.append(entries(*(f"{number} " + "x" * 300 for number in range(8))))
+    await log.aclose()
+    path = log_path(file_backend)
+    whole = path.read_bytes()
+    path.write_bytes(with_hole(whole, begin, 2))
+    driver = await open_driver(str(file_backend.path), access=Access.READ)
+    log = await driver.open_log(SPACE)
+    with trio.fail_after(10):
+        assert (await log.refresh()).seq == 2
+    path.write_bytes(whole)
+    with trio.fail_after(10):
+        assert (await log.refresh()).seq == 10
+    await log.aclose()
+    await driver.aclose()
 
 
 async def test_a_lost_block_with_later_batches_behind_it(file_backend: FileBackend):

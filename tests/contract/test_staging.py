@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import random
 import tempfile
 import threading
 from pathlib import Path
@@ -15,15 +17,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from store.driver import CHUNK, Driver, Staging
-from store.errors import StoreFull
-from tests.contract.backends import Backend, FaultySystem, FileBackend, MemoryBackend, faulty
+from store.errors import StoreFailed, StoreFull
+from tests.contract.backends import Backend, FaultySystem, FileBackend, MemoryBackend, drafts_in, faulty
 from tests.contract.test_blobs import LONG, digest_of, got, listed
-
-
-def drafts_in(backend: Backend) -> list[str]:
-    if not isinstance(backend, FileBackend) or not (backend.path / "drafts").exists():
-        return []
-    return [path.name for path in (backend.path / "drafts").iterdir()]
 
 
 async def test_a_new_one_is_empty(backend: Backend):
@@ -47,6 +43,7 @@ async def test_write_commit_and_go_on(backend: Backend):
     assert await got(driver, first.digest) == b"hello"
     assert await got(driver, second.digest) == b"hello world"
     assert (await staging.commit()) == second
+    await staging.discard()
     assert drafts_in(backend) == []
 
 
@@ -94,6 +91,7 @@ async def test_the_ones_of_a_closed_instance_are_abandoned(backend: Backend):
     finished = one.blobs.stage(label={"name": "y"})
     finished.write(0, b"committed")
     await finished.commit()
+    await finished.discard()
     assert await two.blobs.abandoned() == []
     await one.aclose()
     forget(staging)
@@ -103,15 +101,34 @@ async def test_the_ones_of_a_closed_instance_are_abandoned(backend: Backend):
     assert (found.label, found.size, found.read(0, 10**8)) == ({"name": "x"}, len(LONG), expected)
     found.write(0, b"!")
     assert (await found.commit()).digest == digest_of(b"!" + expected[1:])
+    await found.discard()
+    assert drafts_in(backend) == []
+
+
+async def test_what_is_committed_and_not_named_yet_is_abandoned_too(backend: Backend):
+    one, two = await backend.open(), await backend.open()
+    for data in (b"small", LONG):
+        staging = one.blobs.stage(label={"name": "x"})
+        staging.write(0, data)
+        ref = await staging.commit(durable=False)
+        assert await staging.commit(durable=False) == ref
+        if isinstance(backend, FileBackend):
+            forget(staging)
+            (found,) = await two.blobs.abandoned()
+            assert (found.label, found.read(0, 10**8)) == ({"name": "x"}, data)
+            assert await found.commit() == ref
+            await found.discard()
+        else:
+            await staging.discard()
+    await one.aclose()
+    assert await two.blobs.abandoned() == []
     assert drafts_in(backend) == []
 
 
 def forget(staging: Any) -> None:
     """What the kernel does when a process dies."""
-    import os  # noqa: PLC0415
-
-    if hasattr(staging, "_label_fd"):
-        os.close(staging._label_fd)
+    if hasattr(staging, "_file"):
+        os.close(staging._file.fd)
         for fd in staging._fds.values():
             os.close(fd)
         staging._fds.clear()
@@ -135,20 +152,19 @@ async def test_a_crash_after_linking_changes_no_blob(file_backend: FileBackend):
     one, two = await file_backend.open(), await file_backend.open()
     staging = one.blobs.stage(label={"name": "x"})
     staging.write(0, b"bytes")
-    drafts = file_backend.path / "drafts"
-    # The blob is linked, the draft is still there.
-    with faulty(FaultySystem("draft.drop", OSError(errno.EIO, "injected"))) as system:
-        system.unlink = lambda label, _path: system._meet(label)  # type: ignore[method-assign]
-        with pytest.raises(Exception, match="blob"):
-            await staging.commit()
+    # The blob is linked, the draft still says that its bytes are in a file of its own.
+    with faulty(FaultySystem("draft.label", OSError(errno.EIO, "injected"))), pytest.raises(StoreFailed, match="blob"):
+        await staging.commit()
+    forget(staging)
     (found,) = await two.blobs.abandoned()
     assert found.read(0, 10) == b"bytes"
     found.write(0, b"B")
     found.truncate(9)
     assert await got(two, digest_of(b"bytes")) == b"bytes"
     assert (await found.commit()).digest == digest_of(b"Bytes" + bytes(4))
+    await found.discard()
     assert await got(await file_backend.open(), digest_of(b"bytes")) == b"bytes"
-    assert list(drafts.iterdir()) == []
+    assert drafts_in(file_backend) == []
 
 
 class Paused(FaultySystem):
@@ -189,6 +205,7 @@ async def test_writes_go_on_during_a_commit(file_backend: FileBackend):
     assert found[0].digest == digest_of(expected)
     assert staging.read(0, 10**8) == now
     assert (await staging.commit()).digest == digest_of(now)
+    await staging.discard()
     assert await got(await backend.open(), found[0].digest) == expected
     assert drafts_in(backend) == []
 
@@ -226,6 +243,7 @@ async def test_a_commit_that_fails_can_be_tried_again(backend: Backend):
     expected[2 * CHUNK + 1 : 2 * CHUNK + 3] = b"tw"
     assert staging.read(0, 10**8) == expected
     assert (await staging.commit()).digest == digest_of(bytes(expected))
+    await staging.discard()
     assert drafts_in(backend) == []
 
 
@@ -240,7 +258,97 @@ async def test_a_small_commit_is_few_system_calls(file_backend: FileBackend):
     with faulty(FaultySystem("nothing", OSError())) as system:
         staging.write(0, b"x")
         await staging.commit(durable=False)
-    assert system.seen == ["draft.label", "draft.chunk", "blob.link", "blob.announce"]
+        await staging.discard()
+    assert system.seen == ["draft.label", "draft.chunk", "blob.link", "blob.announce", "draft.label", "draft.drop"]
+
+
+async def test_small_drafts_share_a_label(file_backend: FileBackend):
+    """One after the other: none of them makes a file but the blob's own."""
+    driver = await file_backend.open()
+    labels = set()
+    for number in range(20):
+        staging = driver.blobs.stage(label={"name": f"{number}"})
+        staging.write(0, b"%d" % number)
+        labels |= set((file_backend.path / "drafts").glob("*.json"))
+        ref = await staging.commit(durable=False)
+        assert await driver.blobs.read(ref.digest, 0, 10) == b"%d" % number
+        await staging.discard()
+    assert len(labels) == 1
+    await driver.aclose()
+    assert list((file_backend.path / "drafts").iterdir()) == []
+
+
+async def test_a_label_that_was_used_before_says_only_what_it_is_for_now(file_backend: FileBackend):
+    one, two = await file_backend.open(), await file_backend.open()
+    first = one.blobs.stage(label={"name": "a name that is longer than the next one's"})
+    first.write(0, b"committed")
+    first.write(CHUNK, b"committed, too")
+    await first.commit()
+    await first.discard()
+    second = one.blobs.stage(label={"name": "b"})
+    second.write(2, b"x")
+    forget(second)
+    (found,) = await two.blobs.abandoned()
+    assert (found.label, found.size, found.read(0, 10)) == ({"name": "b"}, 3, b"\0\0x")
+    await found.discard()
+    assert drafts_in(file_backend) == []
+
+
+async def test_a_draft_that_cant_be_removed_leaves_nothing_to_the_next(file_backend: FileBackend):
+    one, two = await file_backend.open(), await file_backend.open()
+    first = one.blobs.stage(label={"name": "a"})
+    first.write(0, b"discarded")
+    with faulty(FaultySystem("draft.drop", OSError(errno.EIO, "injected"))) as system:
+        system.unlink = lambda label, _path: system._meet(label)  # type: ignore[method-assign]
+        system.pwrite = lambda _label, fd, data, offset: os.pwrite(fd, data, offset)  # type: ignore[method-assign]
+        with pytest.raises(StoreFailed):
+            await first.discard()
+    second = one.blobs.stage(label={"name": "b"})
+    second.write(CHUNK, b"kept")
+    forget(second)
+    (found,) = await two.blobs.abandoned()
+    assert (found.label, found.size, found.read(0, 9)) == ({"name": "b"}, CHUNK + 4, bytes(9))
+    await found.discard()
+
+
+# ---- digests that are known before the commit
+
+
+@pytest.mark.parametrize("piece", [700, 65536, 128 * 1024, CHUNK, CHUNK + 5])
+async def test_what_is_written_in_order_and_then_changed_is_what_is_committed(file_backend: FileBackend, piece: int):
+    """Chunks are hashed while later ones are written: none of that counts once they are changed."""
+    size = 3000 if piece == 700 else 2 * CHUNK + 3000
+    for change in range(8):
+        driver = await file_backend.open()
+        model = bytearray(random.Random(change).randbytes(size))
+        staging = driver.blobs.stage(label={})
+        for at in range(0, size, piece):
+            staging.write(at, bytes(model[at : at + piece]))
+        if change in {1, 2}:
+            model[10:12] = b"ab"
+            staging.write(10, b"ab")
+        if change in {2, 3}:
+            model[0:size] = bytes(size)
+            staging.write(0, bytes(size))
+        if change == 4:
+            del model[2000:]
+            staging.truncate(2000)
+            model += bytes(size - 2000)
+            staging.truncate(size)
+        if change == 5:
+            model += bytes(50)
+            staging.truncate(size + 50)
+        if change == 6:
+            await staging.commit(durable=False)
+            model += b"more"
+            staging.write(size, b"more")
+        if change == 7:
+            staging.write(0, bytes(model[:100]))
+        ref = await staging.commit(durable=change % 2 == 0)
+        assert (ref.digest, ref.size) == (digest_of(bytes(model)), len(model))
+        assert await driver.blobs.read(ref.digest, 0, len(model)) == model
+        await staging.discard()
+        assert drafts_in(file_backend) == []
 
 
 # ---- any operations, against a bytearray

@@ -342,6 +342,7 @@ async def test_a_blob_that_a_draft_left_as_it_was_is_young_again(root: Path, con
         staging.truncate(base.size + 1)
         staging.truncate(base.size)
         assert await staging.commit() == base
+        await staging.discard()
         assert (await run(root)).blobs.count == 0
         age(root)
         assert (await run(root)).blobs.count == 1

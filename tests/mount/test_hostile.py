@@ -307,7 +307,9 @@ PIECES = {
 @pytest.mark.parametrize("kind", PIECES)
 def test_a_text_of_repetitions(shared_mount: Mounted, chat: Chat, kind: str) -> None:
     count = torture.rounds(10_000, 1_000_000)
-    text = PIECES[kind] * count
+    piece = PIECES[kind]
+    # What is one message must fit in one line of the log, where escaping makes it longer.
+    text = piece * (count if piece.startswith(b"## user\n") else min(count, LINE_MAX // 4 // (len(piece) or 1)))
     if not text:
         text = b"".join(b"`" * number + b"\n" for number in range(3, int((2 * count) ** 0.5)))
     chat.md.write_bytes(text)
@@ -318,4 +320,18 @@ def test_a_text_of_repetitions(shared_mount: Mounted, chat: Chat, kind: str) -> 
     assert chat.md.read_bytes() == changed
     append(chat.md, text[:1000])
     assert chat.md.read_bytes() == changed + text[:1000]
+    alive(shared_mount, chat)
+
+
+def test_a_message_too_long_for_a_line_of_the_log(shared_mount: Mounted, chat: Chat) -> None:
+    """Refused, nothing of it half done, and what was typed is kept."""
+    before = chat.log(), chat.md.read_bytes()
+    text = before[1] + b"\n## user\n\nshort\n\n## assistant\n\n" + b"x" * LINE_MAX + b"\n"
+    with refused(errno.EFBIG):
+        chat.md.write_bytes(text)
+    with refused(errno.EFBIG):
+        append(chat.md, text[len(before[1]) :])
+    assert (chat.log(), chat.md.read_bytes()) == before
+    kept = sorted(chat.directory.glob("history.md.rejected-*"))
+    assert [path.read_bytes() for path in kept] == [text, text[len(before[1]) :]]
     alive(shared_mount, chat)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import Chat, message
-from tests.support.ops import append, opened, refused
+from tests.support.ops import append, opened, refused, rests
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.mount
@@ -252,6 +252,7 @@ def test_listing_while_a_save_is_open(chat: Chat) -> None:
 def test_mappings(chat: Chat) -> None:
     """Reading ones are pages of the kernel's; a writing handle has none."""
     text = chat.md.read_bytes()
+    wait_for(lambda: rests(chat.md))
     with chat.md.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
         assert bytes(mapped) == text
         edited = text.replace(b"hello", b"HELLO")

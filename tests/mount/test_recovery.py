@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def test_damage_in_the_middle_makes_one_chat_read_only(mounted: Mounted) -> None
     append(sound)
     assert sound.md.read_bytes().endswith(b"more\n")
     mounted.workspace("other").chat().say("hello")
-    told = [line for line in mounted.stderr.splitlines() if f"{broken.id} is read-only: the log is damaged" in line]
+    told = [line for line in mounted.stderr.splitlines() if "demo/broken is read-only: the log is damaged" in line]
     assert len(told) == 1
 
     assert mounted.cli("fsck", "--repair", check=False).returncode == 1
@@ -80,7 +81,7 @@ def test_damage_in_the_last_batch_is_said(mounted: Mounted) -> None:
     mounted.start()
     assert b"message 29" in broken.md.read_bytes()
     assert refused(lambda: append(broken)) == errno.EROFS
-    assert f"{broken.id} is read-only: the log is damaged" in mounted.stderr
+    assert "demo/broken is read-only: the log is damaged" in mounted.stderr
     failed = mounted.cli("cat", "demo/broken", check=False)
     assert failed.returncode == 1
     assert b"message 29" in failed.stdout
@@ -117,6 +118,45 @@ def test_a_chat_that_cant_be_opened_doesnt_take_others_with_it(mounted: Mounted,
         assert aside.read_bytes().count(b"\n") == 31
     sound.directory.rename(sound.directory.with_name("renamed"))
     mounted.cli("chat", "ls", "demo")
+
+
+def test_damaged_bytes_of_an_attachment_are_said_once_and_copied_back(mounted: Mounted, tmp_path: Path) -> None:
+    chat = mounted.workspace().chat("trip")
+    originals = {"small.txt": b"small\n", "long.bin": b"".join(b"%07d\n" % n for n in range(400_000))}
+    for name, content in originals.items():
+        (tmp_path / name).write_bytes(content)
+        (chat.attachments / name).write_bytes(content)
+    chat.events()
+    mounted.unmount()
+    small, *chunks = sorted((mounted.store / "objects").glob("??/*[0-9a-f]*"), key=lambda path: path.suffix)
+    for path in (small, next(path for path in chunks if path.suffix == ".chunk")):
+        content = path.read_bytes()
+        path.write_bytes(content[:5] + b"?" + content[6:])
+    mounted.expected_trouble.append("the bytes of demo/trip/attachments")
+    mounted.start()
+
+    def unreadable() -> set[str]:
+        return {name for name in originals if refused((chat.attachments / name).read_bytes) == errno.EIO}
+
+    assert unreadable() == set(originals)
+    assert mounted.cli("fsck", "--repair", check=False).returncode == 4
+    events = chat.events()
+    assert [(event["type"], event["attachments"]) for event in events] == [
+        ("blob.quarantined", [name]) for name in sorted(originals, reverse=True)
+    ]
+    assert unreadable() == set(originals)
+    for name in originals:
+        told = [
+            line for line in mounted.stderr.splitlines() if f"read: the bytes of demo/trip/attachments/{name}" in line
+        ]
+        assert len(told) == 1
+        assert told[0].endswith("are damaged: attach the same file again, or restore objects/ from a backup")
+    assert mounted.cli("fsck", check=False).returncode == 4
+    for name, content in originals.items():
+        subprocess.run(["cp", tmp_path / name, chat.attachments / name], check=True)
+        assert (chat.attachments / name).read_bytes() == content
+    assert chat.events() == []
+    mounted.cli("fsck")
 
 
 def test_snapshots_and_index_can_be_deleted_under_a_store(mounted: Mounted) -> None:

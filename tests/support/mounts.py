@@ -155,7 +155,8 @@ class Mounted:
             f"XDG_{kind}_HOME": str(self.root / "home" / kind.lower()) for kind in ("DATA", "CONFIG", "CACHE", "STATE")
         }
         own |= {"CHATFS_STORE": self.url, "CHATFS_FAULT": str(self.root / "fault")}
-        return {**os.environ, **own, "PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1"}
+        python = {"PYTHONWARNINGS": "error", "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+        return {**os.environ, **own, **python}
 
     def __enter__(self) -> Self:
         self.mountpoint.mkdir(parents=True, exist_ok=True)
@@ -181,9 +182,10 @@ class Mounted:
             )
         try:
             wait_for(self._up_or_gone, 30, what="the mount")
-        except AssertionError:
+        except AssertionError as error:
+            self._aborted()
             self.stop()
-            raise
+            raise AssertionError(f"{error}: {self.stderr}") from None
         if self.process.poll() is not None:
             raise AssertionError(f"chatfs mount ended with {self.process.returncode}: {self.stderr}")
 
@@ -205,8 +207,21 @@ class Mounted:
         """Unmount as a user does, and see the daemon end well."""
         assert self.process is not None
         wait_for(self._fusermount, what=f"fusermount3 -u (is something open in it?): {self.stderr}")
-        assert self.process.wait(30) == 0, self.stderr
+        assert self._ended() == 0, self.stderr
         self.process = None
+
+    def _ended(self) -> int:
+        """The daemon's exit code. One that doesn't end is aborted, and says where each of its threads was."""
+        assert self.process is not None
+        try:
+            return self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            return self._aborted()
+
+    def _aborted(self) -> int:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGABRT)
+        return self.process.wait(30)
 
     def _fusermount(self, *flags: str) -> bool:
         command = ["fusermount3", "-u", *flags, str(self.mountpoint)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import mmap
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -90,3 +91,13 @@ def say_elsewhere(mounted: Mounted, workspace: str, chat: str, *contents: str) -
         await found.append_events([{"role": "user", "content": content} for content in contents], "elsewhere")
 
     with_chat(mounted, workspace, chat, work)
+
+
+def rests(text: Path) -> bool:
+    """Whether a history.md has been left alone long enough to be read through the kernel's cache."""
+    with text.open("rb") as file:
+        try:
+            mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ).close()
+        except OSError:
+            return False
+    return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import count
 from typing import Any
 
@@ -14,65 +13,65 @@ from store import events as ev
 from store.fold import ChatState, fold
 from store.history import render
 from store.model import Entry, Millis, Origin, Seq
+from tests.support import torture
 
 examples = settings(
-    max_examples=int(os.environ.get("CHATFS_EXAMPLES", "80")),
+    max_examples=torture.rounds(50, 1000),
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-"""How hard each law is tried: more with CHATFS_EXAMPLES in the environment."""
+"""How hard each law is tried. Nearly all of the time goes into drawing: few draws per example are what counts below."""
 
 HEADING = "## user · 2026-11-21T06:13:02Z"
-LINES = st.sampled_from(
-    [
-        "",
-        " ",
-        "\t",
-        "hello",
-        "foo  ",
-        "# title",
-        "#",
-        "## user",
-        "## assistant ",
-        "## tool\r",
-        "## User",
-        "## Section",
-        HEADING,
-        HEADING + "\r",
-        "## my-agent · 2026-11-21T06:13:02.5Z",
-        "## a·b · 2026-11-21T06:13:02Z",
-        "\\## user",
-        "\\\\## user",
-        "\\" + HEADING,
-        "```",
-        "```python",
-        "````",
-        "~~~",
-        "~~~ x`y",
-        "   ```",
-        "    ```",
-        "\\```",
-        " \\~~~",
-        "```a```",
-        "a\rb",
-        "\r",
-        "x\r",
-        "\x00",
-        "\v",
-        "\f\u2028\x85",
-        "🙂é",
-        "> quote",
-        "![a](attachments/a.png)",
-    ]
-)
-ENDS = st.sampled_from(["\n", "\n", "\n", "\n\n", "\r\n"])
+_LINES = [
+    "",
+    " ",
+    "\t",
+    "hello",
+    "foo  ",
+    "# title",
+    "#",
+    "## user",
+    "## assistant ",
+    "## tool\r",
+    "## User",
+    "## Section",
+    HEADING,
+    HEADING + "\r",
+    "## my-agent · 2026-11-21T06:13:02.5Z",
+    "## a·b · 2026-11-21T06:13:02Z",
+    "\\## user",
+    "\\\\## user",
+    "\\" + HEADING,
+    "```",
+    "```python",
+    "````",
+    "~~~",
+    "~~~ x`y",
+    "   ```",
+    "    ```",
+    "\\```",
+    " \\~~~",
+    "```a```",
+    "a\rb",
+    "\r",
+    "x\r",
+    "\x00",
+    "\v",
+    "\f\u2028\x85",
+    "🙂é",
+    "> quote",
+    "![a](attachments/a.png)",
+]
+LINES = st.sampled_from(_LINES)
+ENDED = st.sampled_from([line + end for line in _LINES for end in ("\n", "\n", "\n", "\n\n", "\r\n")])
+TYPED = st.text(max_size=6).map("{}\n".format)
 
 
 @st.composite
 def texts(draw: st.DrawFn, max_lines: int = 8) -> str:
     """Lines that matter to the format, with all sorts of line ends; often without the last one."""
-    lines = draw(st.lists(st.tuples(LINES | st.text(max_size=6), ENDS), max_size=max_lines))
-    joined = "".join(line + end for line, end in lines)
+    joined = "".join(draw(st.lists(ENDED | ENDED | TYPED, max_size=max_lines)))
     return joined.rstrip("\n") if draw(st.booleans()) else joined
 
 
@@ -81,13 +80,10 @@ ROLES = st.sampled_from(["user", "assistant", "tool", "system", "my agent", "é"
 BLANK = st.sampled_from(["", "\n", "\n\n", "\n\n\n", "\r\n", " ", "\n \n", "\r\n\r\n", "x", "x\n"])
 NAMES = st.sampled_from(["a.png", "b.txt", "ü x.md", ".hidden", "history.md", "c"])
 DIGESTS = st.sampled_from(["sha256:" + "0" * 64, "sha256-chunks:" + "f" * 64, "sha256:00", "md5:1"])
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | texts(2),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "text", "id", "content"]), inner)
-    ),
-    max_leaves=5,
-)
+_SCALARS = st.sampled_from([None, True, False, 0, -5, 5, 0.5, "", "a", "text", "## user\n", "\0", "🙂é"]) | texts(2)
+_KEYS = st.sampled_from(["type", "text", "id", "content"])
+_FEW = _SCALARS | st.lists(_SCALARS, max_size=3)
+JSON = _FEW | st.lists(_FEW, max_size=2) | st.dictionaries(_KEYS, _FEW | st.dictionaries(_KEYS, _SCALARS, max_size=2))
 BLOCKS = st.lists(
     st.fixed_dictionaries({"type": st.just("text"), "text": texts()})
     | st.fixed_dictionaries({"type": st.just("thinking"), "thinking": texts()})

@@ -14,10 +14,12 @@ from fusefs.cli.output import escape, size_text, width, write_table
 from fusefs.cli.targets import ChatPath, chat_path, size, space_path
 from store.errors import InvalidInput
 from store.registry import directory_of
+from tests.unit.strategies import examples
 
 ANY_TEXT = st.text(st.characters(exclude_categories=()))
 
 
+@examples
 @given(ANY_TEXT)
 def test_what_is_escaped_is_one_line_that_no_terminal_obeys(text: str) -> None:
     shown = escape(text)
@@ -26,6 +28,7 @@ def test_what_is_escaped_is_one_line_that_no_terminal_obeys(text: str) -> None:
     shown.encode()
 
 
+@examples
 @given(st.text(st.characters(categories=["L", "N", "P", "S"])))
 def test_ordinary_text_is_shown_as_it_is(text: str) -> None:
     assert escape(text) == text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,27 @@ def replace(path: Path, old: bytes, new: bytes) -> None:
     data = path.read_bytes()
     assert old in data
     path.write_bytes(data.replace(old, new, 1))
+
+
+def events_in(made: Made, chat: str) -> list[dict[str, Any]]:
+    return [orjson.loads(line)["data"] for line in made.log(chat).read_bytes().splitlines()]
+
+
+@contextlib.contextmanager
+def fails(label: str) -> Iterator[None]:
+    """Writes for `label` do."""
+
+    class Failing(durability.System):
+        def write(self, label_: str, fd: int, data: bytes | memoryview) -> int:
+            if label_ == label:
+                raise OSError(errno.EIO, "broken")
+            return super().write(label_, fd, data)
+
+    durability.system = Failing()
+    try:
+        yield
+    finally:
+        durability.system = durability.System()
 
 
 # ---- nothing wrong
@@ -343,12 +365,45 @@ async def test_a_damaged_blob_is_set_aside_for_the_right_bytes_to_come(made: Mad
     assert any(f"demo/trip/attachments/{name}" in each.what for each in found)
     assert made.check(repair=True).exit_code == 4
     assert not path.exists()
-    assert list((made.root / "quarantine").glob("*.object"))
+    (kept,) = (made.root / "quarantine").glob("*.object")
     assert set(made.kinds()) <= {"blob-missing", "blob-damaged"}
+    for chat, said in (("trip", [kept.name]), ("cut", []), ("old", [])):
+        told = [event for event in events_in(made, chat) if event.get("type") == "blob.quarantined"]
+        assert [event["quarantine"] for event in told] == said
+        assert all(event["attachments"] == [name] for event in told)
     async with open_store(f"file://{made.root}") as store:
         chat = await (await store.workspace("demo")).chat("trip")
         await chat.attach(name, b"small" if name == "small.txt" else LONG, "test")
     assert made.problems() == []
+
+
+@pytest.mark.parametrize("content", [b"kept by the state", None])
+async def test_what_a_compacted_log_needs_is_known(made: Made, content: bytes | None):
+    """An attachment that only the compacted state has, and that state."""
+    path = made.object("", content) if content else max(made.root.glob("objects/??/*"), key=_is_state)
+    flip(path, 3)
+    (found,) = [each for each in made.problems() if each.kind == "blob-damaged"]
+    assert ("demo/cut/attachments/kept.txt" if content else "the compacted log of demo/cut") in found.what
+    assert found.left
+    assert made.check(repair=True).exit_code == made.check().exit_code == 4
+    told = events_in(made, "cut")[-1]
+    assert (told["type"], told["attachments"]) == ("blob.quarantined", ["kept.txt"] if content else [])
+
+
+def _is_state(path: Path) -> bool:
+    return path.read_bytes().startswith(b'{"snapshot"')
+
+
+async def test_a_blob_stays_where_a_log_cant_take_that_it_went(made: Made):
+    path = made.object("", b"small")
+    flip(path, 3)
+    with fails("log.salvage"):
+        (found,) = [each for each in made.check(repair=True).findings if each.kind == "blob-damaged"]
+    assert "couldn't be repaired: the log of demo/trip can't take the event that says so" in found.advice
+    assert path.exists()
+    assert made.check(repair=True).exit_code == 4
+    assert not path.exists()
+    assert [event["type"] for event in events_in(made, "trip")[-2:]] == ["message.appended", "blob.quarantined"]
 
 
 def test_a_missing_blob_names_the_attachment(made: Made):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -74,12 +75,10 @@ def test_nothing_of_either_side_is_lost(data: st.DataObject, entries: list[Entry
         current.apply(entry(current.seq + 1, change))
     theirs = render(current)
     text, conflict = merged(current, saved, entries)
-    left = {line.rstrip("\r") for line in f"{text}\n{conflict or ''}".split("\n")}
-    # Blank lines part the texts: where both sides put some in one place, one side's stand.
-    for line in filter(str.strip, saved.decode().split("\n")):
-        assert line.rstrip("\r") in left or line.encode() in base.split(b"\n")
-    for line in filter(str.strip, theirs.decode().split("\n")):
-        assert line.rstrip("\r") in left or line.encode() in base.split(b"\n")
+    left = {line.rstrip(" \t\r") for line in f"{text}\n{conflict or ''}".split("\n")}
+    # Blanks, at a line's end too, only part the texts: which of them stand is said below.
+    for line in (saved + b"\n" + theirs).decode().split("\n"):
+        assert line.rstrip(" \t\r") in left | {""} or line.encode() in base.split(b"\n")
 
 
 def test_edits_of_different_messages_are_both_kept():
@@ -162,6 +161,40 @@ def test_a_first_message_stays_apart_from_a_title_that_came_meanwhile():
     text, _ = merged(current, b"## user\n\nhi\n", base)
     assert text.startswith("# New\n")
     assert text.endswith("\n## user\n\nhi\n")
+
+
+THREE, TWO = "hello\n\n\n\n## user", "hello\n\n\n## user"
+"""Three and two blank lines behind the second message; there is one in TALK."""
+
+
+@pytest.mark.parametrize(
+    ("theirs", "saved", "stands"),
+    [(TWO, THREE, THREE), (THREE, TWO, TWO), (TWO, None, TWO), (None, THREE, THREE), (THREE, THREE, THREE)],
+)
+def test_blank_lines_between_messages_are_those_of_the_save_that_changed_them(
+    theirs: str | None, saved: str | None, stands: str
+):
+    plain = "hello\n\n## user"
+    current = fold(TALK)
+    apply(current, diff(current, edited(plain, theirs or plain), new_ids("theirs")))
+    text, conflict = merged(current, edited(plain, saved or plain).replace(b"bye", b"see you"))
+    assert (stands in text, "see you" in text, conflict) == (True, True, None)
+
+
+def test_blank_lines_at_the_end_give_way_to_what_was_appended():
+    current = moved_on(ev.MessageAppended("m4", "assistant", "theirs"))
+    before = render(current).decode()
+    text, conflict = merged(current, render(fold(TALK)) + b"\n\n\n")
+    assert (text, conflict) == (before, None)
+
+
+@pytest.mark.parametrize(("theirs", "saved"), [(1, 2), (2, 1), (2, 2), (0, 2), (2, 0)])
+def test_blank_lines_within_a_message_are_the_more_of_both(theirs: int, saved: int):
+    blanks = ["\n" * (number + 1) for number in (theirs, saved)]
+    current = moved_on(ev.MessageEdited("m1", content=f"one{blanks[0]}two\nthree\nfour\nfive"))
+    text, conflict = merged(current, edited("one\ntwo", f"one{blanks[1]}two"))
+    assert f"one{max(blanks)}two\nthree" in text
+    assert conflict is None
 
 
 @examples

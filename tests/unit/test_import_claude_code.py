@@ -15,6 +15,7 @@ from store.importers import read_claude_code
 from store.importers.source import name_of, title_of
 from store.model import Entry, Millis, Seq, directory_name, is_title
 from tests.support.imported import SESSION, UUID, assistant, one, restored, shown, text, user, written
+from tests.unit.strategies import examples
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "claude_code"
 
@@ -271,6 +272,7 @@ def test_a_custom_title_wins_wherever_it_stands(tmp_path: Path) -> None:
     assert one(written(tmp_path, custom, renamed)).title == "Mine, again"
 
 
+@examples
 @given(st.text())
 def test_any_text_gives_a_valid_title_and_name(words: str) -> None:
     assert is_title(title_of(words))

@@ -17,6 +17,7 @@ from store.importers.payloads import RECORD_MAX
 from store.importers.source import LINE_READ_MAX
 from store.model import attachment_name, directory_name
 from tests.support.imported import PNG, UUID, one, picture, restored, shown, text, user, written
+from tests.unit.strategies import examples
 
 
 def test_two_records_on_one_line_are_taken_apart(tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ _LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False)
 _JSON = st.recursive(
     _LEAVES | st.just(base64.b64encode(PNG).decode()),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_FIELDS, inner, max_size=6),
-    max_leaves=25,
+    max_leaves=8,
 )
 _BLOCKS = st.lists(
     st.dictionaries(_FIELDS, _JSON, max_size=5) | st.builds(text, _WORDS) | st.builds(picture), max_size=4
@@ -182,6 +183,7 @@ _RECORDS = st.builds(
 _LINES = st.lists((_RECORDS | _JSON).map(lambda value: json.dumps(value).encode()) | st.binary(max_size=40), max_size=8)
 
 
+@examples
 @given(_LINES)
 def test_nothing_that_can_stand_in_a_file_is_refused_or_lost(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes]

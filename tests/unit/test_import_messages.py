@@ -18,6 +18,7 @@ from store.importers import ImportedChat, read_messages
 from store.importers.payloads import RECORD_MAX
 from store.model import Entry, Millis, Seq
 from tests.support.imported import PNG, picture, shown
+from tests.unit.strategies import examples
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "messages" / "chat.jsonl"
 
@@ -161,7 +162,7 @@ _WORDS = st.sampled_from(["user", "message", "message.appended", "base64", "a\ud
 _JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _WORDS | st.text(max_size=9),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_FIELDS, inner, max_size=6),
-    max_leaves=20,
+    max_leaves=8,
 )
 _MESSAGES = st.builds(
     lambda more, content: {"role": "user", "content": content} | more,
@@ -175,6 +176,7 @@ _VALUES = (_JSON | _MESSAGES | _ENVELOPES).map(lambda value: json.dumps(value).e
 _BAD = st.binary(max_size=20).map(lambda line: b"?" + line.replace(b"\n", b""))
 
 
+@examples
 @given(st.lists(_VALUES | _BAD, max_size=6))
 def test_any_line_is_accepted_as_one_record(lines: list[bytes]) -> None:
     records = list(chat_of(*lines).records)

@@ -12,7 +12,7 @@ import orjson
 import pytest
 import trio
 
-from store import library, space
+from store import library, snapshot_due, space
 from store.chat import Chat
 from store.errors import CorruptLog
 from store.library import open_store
@@ -25,7 +25,7 @@ ME = "test"
 @pytest.fixture(autouse=True)
 def _early(monkeypatch: pytest.MonkeyPatch) -> None:
     """Snapshots already of short logs."""
-    monkeypatch.setattr(space, "CLOSING_EVENTS", 20)
+    monkeypatch.setattr(snapshot_due, "CLOSING_EVENTS", 20)
 
 
 @asynccontextmanager
@@ -66,13 +66,13 @@ async def replayed(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Entry]
     """The entries that folds take in meanwhile."""
     seen: list[Entry] = []
     with monkeypatch.context() as patch:
-        inner = space.Space._replay
+        inner = space.replay
 
         async def replay(log, state) -> None:
             seen.extend([entry async for entry in log.read(state.seq)])
             await inner(log, state)
 
-        patch.setattr(space.Space, "_replay", staticmethod(replay))
+        patch.setattr(space, "replay", replay)
         yield seen
 
 
@@ -110,7 +110,7 @@ async def test_history_md_beside_the_log_is_the_snapshots_text(tmp_path: Path) -
 async def test_snapshots_come_by_themselves_while_the_chat_is_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "SNAPSHOT_EVENTS", 50)
+    monkeypatch.setattr(snapshot_due, "EVENTS", 50)
     monkeypatch.setattr(library, "MOVES_BETWEEN_LOOKS", 10)
     async with opened(tmp_path) as chat:
         await chat.load()

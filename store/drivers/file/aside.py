@@ -30,12 +30,9 @@ def keep(root: Path, source: str, pieces: Iterable[bytes], note: dict[str, Any],
     for changed in durability.make_dirs("quarantine", directory, root):
         durability.fsync_dir("quarantine", changed)
     stem = f"{source.replace('/', '-')[-180:]}-{now}"
-    path, fd = _fresh(directory, stem, suffix)
-    size = 0
+    path, fd = fresh(directory, stem, suffix)
     try:
-        for piece in pieces:
-            durability.write_all("quarantine", fd, piece)
-            size += len(piece)
+        size = copy(fd, pieces)
         durability.system.fsync("quarantine", fd)
     except BaseException:
         durability.discard("quarantine", path)
@@ -47,7 +44,25 @@ def keep(root: Path, source: str, pieces: Iterable[bytes], note: dict[str, Any],
     return path.name
 
 
-def _fresh(directory: Path, stem: str, suffix: str) -> tuple[Path, int]:
+def copy(fd: int, pieces: Iterable[bytes | int]) -> int:
+    """Write pieces; a number stands for so many NUL bytes. Pieces that are all NUL take no room. The size of all."""
+    end = written = 0
+    for piece in pieces:
+        if isinstance(piece, int):
+            end += piece
+            continue
+        if piece.strip(b"\0"):
+            os.lseek(fd, end, os.SEEK_SET)
+            durability.write_all("quarantine", fd, piece)
+            written = end + len(piece)
+        end += len(piece)
+    if written != end:
+        durability.system.ftruncate("quarantine", fd, end)
+    return end
+
+
+def fresh(directory: Path, stem: str, suffix: str) -> tuple[Path, int]:
+    """A new file under a name of its own: its path, and a descriptor."""
     for number in itertools.count():
         path = directory / f"{stem}-{number}.{suffix}"
         try:

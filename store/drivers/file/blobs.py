@@ -21,8 +21,11 @@ import trio
 from store import durability
 from store.driver import CHUNK
 from store.drivers.chunks import LONG, SMALL, Manifest, parts, sha256
-from store.drivers.file.objects import MANIFEST_SUFFIX, SMALL_SUFFIX, Objects, suffix_of
-from store.drivers.file.staging import LABEL, FileStaging, is_alone
+from store.drivers.file.labels import SUFFIX as LABEL
+from store.drivers.file.labels import Labels, is_alone
+from store.drivers.file.objects import MANIFEST_SUFFIX, SMALL_SUFFIX, Objects
+from store.drivers.file.reading import Reading
+from store.drivers.file.staging import FileStaging
 from store.drivers.file.watch import FILE, Watches
 from store.drivers.signal import Signal
 from store.errors import StoreError
@@ -42,9 +45,13 @@ class FileBlobs:
         self._objects = Objects(root)
         self._watches = watches
         self._limiter = limiter
+        self._labels = Labels(self._objects)
+        self._reading = Reading(self._objects, limiter)
 
     def close(self) -> None:
         """Let go of files."""
+        self._labels.close()
+        self._reading.close()
         self._objects.close()
 
     def sync_all(self) -> None:
@@ -66,7 +73,7 @@ class FileBlobs:
             async for piece in source:
                 held += piece
                 while len(held) > CHUNK:
-                    staging = staging or FileStaging(self._objects, self._limiter, None, None)
+                    staging = staging or self._staging(None, None)
                     at += await self._in_thread(staging.write, at, bytes(held[:CHUNK]))
                     del held[:CHUNK]
             if staging is None:
@@ -98,7 +105,7 @@ class FileBlobs:
         return await self._changed(digest, offset, data, durable=durable)
 
     async def _changed(self, digest: Digest, offset: int | None, data: bytes, *, durable: bool) -> BlobRef:
-        staging = FileStaging(self._objects, self._limiter, self._objects.manifest(digest), None)
+        staging = self._staging(self._objects.manifest(digest), None)
         try:
             await self._in_thread(staging.write, staging.size if offset is None else offset, data)
             return await staging.commit(durable=durable)
@@ -113,10 +120,18 @@ class FileBlobs:
 
     async def read(self, digest: Digest, offset: int, size: int) -> bytes:
         """See BlobStore."""
-        manifest = self.manifest(digest)
-        size = max(0, min(size, manifest.size - offset))
-        found = [await self.chunk(manifest, *part) for part in parts(offset, size)]
-        return found[0] if len(found) == 1 else b"".join(found)
+        reading = self._reading
+        try:
+            manifest = reading.manifest(digest)
+            size = min(size, manifest.size - offset)
+            if size <= 0:
+                return b""
+            index, begin = divmod(offset, CHUNK)
+            if begin + size <= CHUNK:
+                return await reading.part(manifest, index, begin, size)
+            return b"".join([await reading.part(manifest, *part) for part in parts(offset, size)])
+        except OSError as error:
+            raise durability.store_error(error, f"reading {digest}") from error
 
     async def stat(self, digest: Digest) -> BlobRef:
         """See BlobStore."""
@@ -125,15 +140,12 @@ class FileBlobs:
     def manifest(self, digest: Digest) -> Manifest:
         """See `Objects.manifest`."""
         with durability.failing(f"reading {digest}"):
-            return self._objects.manifest(digest)
+            return self._reading.manifest(digest)
 
     async def chunk(self, manifest: Manifest, index: int, begin: int, count: int) -> bytes:
-        """A range of one chunk; in a thread where it has to be hashed first."""
-        name = manifest.chunks[index] + suffix_of(manifest)
+        """A range of one chunk."""
         with durability.failing("reading a blob"):
-            if manifest.length(index) <= 65536 or self._objects.is_checked(name):
-                return self._objects.read(name, begin, count)
-            return await self._in_thread(self._objects.read, name, begin, count)
+            return await self._reading.part(manifest, index, begin, count)
 
     # ---- listing, deleting, watching
 
@@ -174,7 +186,10 @@ class FileBlobs:
 
     def stage(self, base: Digest | None = None, *, label: dict[str, Any]) -> FileStaging:
         """See BlobStore."""
-        return FileStaging(self._objects, self._limiter, None if base is None else self.manifest(base), label)
+        return self._staging(None if base is None else self.manifest(base), label)
+
+    def _staging(self, base: Manifest | None, label: dict[str, Any] | None) -> FileStaging:
+        return FileStaging(self._objects, self._labels, self._limiter, base, label)
 
     async def abandoned(self) -> Sequence[FileStaging]:
         """See BlobStore."""
@@ -212,7 +227,7 @@ class FileBlobs:
         try:
             # Nobody links a label anew: without links it was committed or discarded just now.
             if is_alone(fd) and os.fstat(fd).st_nlink:
-                staging = FileStaging.take_over(self._objects, self._limiter, stem, fd, names)
+                staging = FileStaging.take_over(self._objects, self._labels, self._limiter, stem, fd, names)
                 if staging is None and self._sweep(Path(stem + LABEL)):
                     for name in names:
                         durability.system.unlink("draft.drop", f"{stem}.{name}")

@@ -13,22 +13,28 @@ from dataclasses import dataclass
 from store import durability
 from store.driver import CHUNK
 from store.drivers.chunks import Manifest, chunk_count, manifest_of, sha256, split_digest
+from store.drivers.file.hashing import Digests
 from store.drivers.file.objects import CHUNK_SUFFIX, MANIFEST_SUFFIX, SMALL_SUFFIX, Objects, suffix_of
 
 
 @dataclass(frozen=True, slots=True)
 class Frozen:
-    """A draft at one moment: `files` are the touched chunks' files; `base` counts as far as `limit`."""
+    """A draft at one moment: `files` are the touched chunks' files; `base` counts as far as `limit`.
+
+    `digests` may know some already.
+    """
 
     files: dict[int, str]
     base: Manifest | None
     limit: int
     size: int
+    digests: Digests
 
 
 def make_blob(objects: Objects, frozen: Frozen, *, durable: bool, wait: bool) -> Manifest:
     """Hash what was touched and link it; the manifest comes last. Raises BlockingIOError without `wait`."""
     suffix = SMALL_SUFFIX if frozen.size <= CHUNK else CHUNK_SUFFIX
+    frozen.digests.stop()
     kept_from_base: list[str] = []
     with objects.held(wait=wait):
         base_there = frozen.base is not None and objects.has(frozen.base)
@@ -38,7 +44,11 @@ def make_blob(objects: Objects, frozen: Frozen, *, durable: bool, wait: bool) ->
         for index in range(chunk_count(frozen.size)):
             length = min(CHUNK, frozen.size - index * CHUNK)
             if index in frozen.files:
-                name, new = _store_file(objects, frozen.files[index], length, suffix, durable=durable)
+                path, name = frozen.files[index], frozen.digests.of(index, length)
+                if name and not durable:
+                    new = objects.install(name + suffix, path, durable=False, right=True)
+                else:
+                    name, new = _store_file(objects, path, length, suffix, name, durable=durable)
             elif _kept_whole(frozen, index, length):
                 assert frozen.base is not None
                 name = frozen.base.chunks[index]
@@ -76,7 +86,8 @@ def _kept_whole(frozen: Frozen, index: int, length: int) -> bool:
     return frozen.limit >= index * CHUNK + length
 
 
-def _store_file(objects: Objects, path: str, length: int, suffix: str, *, durable: bool) -> tuple[str, bool]:
+def _store_file(objects: Objects, path: str, length: int, suffix: str, name: str, *, durable: bool) -> tuple[str, bool]:
+    """`name` is "" where the bytes have to be hashed."""
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         stat = os.fstat(fd)
@@ -87,16 +98,15 @@ def _store_file(objects: Objects, path: str, length: int, suffix: str, *, durabl
                 name = sha256(data)
                 return name, objects.add(name + suffix, data, durable=durable)
             durability.system.ftruncate("draft.truncate", fd, length)
-        data = os.pread(fd, length, 0)
-        name = sha256(data)
+        name = name or sha256(os.pread(fd, length, 0))
         if durable:
             with objects.synced(path) as failed_before:
                 if failed_before:
-                    return name, objects.add(name + suffix, data, durable=True)
+                    return name, objects.add(name + suffix, os.pread(fd, length, 0), durable=True)
                 durability.system.fsync("blob.sync", fd)
     finally:
         os.close(fd)
-    return name, objects.install(name + suffix, path, durable=durable, data=data)
+    return name, objects.install(name + suffix, path, durable=durable, right=True)
 
 
 def _keep(objects: Objects, base: Manifest, name: str, suffix: str, *, is_there: bool, durable: bool) -> bool:

@@ -38,7 +38,7 @@ from store.drivers.file.text import LOG_NAME
 from store.drivers.file.watch import FILE, NAMES, Watches
 from store.drivers.keys import check_space, space_in, spaces_directory
 from store.drivers.signal import Signal
-from store.errors import FormatError, ReadOnly, SpaceNotFound
+from store.errors import FormatError, ReadOnly, SpaceNotFound, StoreNotFound
 from store.model import SpaceId
 
 THREADS: Final = 8
@@ -50,8 +50,9 @@ _DELETED: Final = ".deleted-"
 class FileDriver:
     """See `store.driver.Driver`."""
 
-    def __init__(self, root: Path, url: str, clock: Clock, *, read_only: bool = False) -> None:
+    def __init__(self, root: Path, url: str, clock: Clock, *, read_only: bool = False, made: bool = False) -> None:
         self.url = url
+        self.made = made
         self.root = root
         self.clock = clock
         self.read_only = read_only
@@ -239,8 +240,8 @@ class FileDriver:
 
 async def open_file(path: Path, url: str, *, clock: Clock, access: Access, progress: Progress | None) -> FileDriver:
     """Open the store at `path`, see `Access`. Raises FormatError, StoreNotFound, ReadOnly, BackendError."""
-    read_only = await trio.to_thread.run_sync(_open_root, path, access, _Reports(progress))
-    return FileDriver(path, url, clock, read_only=read_only)
+    read_only, made = await trio.to_thread.run_sync(_open_root, path, access, _Reports(progress))
+    return FileDriver(path, url, clock, read_only=read_only, made=made)
 
 
 class _Reports:
@@ -258,28 +259,34 @@ class _Reports:
             trio.from_thread.run_sync(self._progress, done, total)
 
 
-def _open_root(path: Path, access: Access, report: migration.Report) -> bool:
-    """Whether it is opened read-only."""
+def _open_root(path: Path, access: Access, report: migration.Report) -> tuple[bool, bool]:
+    """Whether it is opened read-only, and whether it was made."""
     found = store_format.read(path)
+    made = False
     if found is None:
-        if access is Access.MAKE:
+        if access in {Access.MAKE, Access.MAKE_INSIDE}:
+            if access is Access.MAKE_INSIDE and not path.parent.is_dir():
+                raise StoreNotFound(
+                    f"there is no store at {path}, nor a directory {path.parent} to make one in: name another, or "
+                    "make that directory"
+                )
             with durability.failing(f"making a store at {path}"):
-                store_format.make(path)
+                made = store_format.make(path)
         found = store_format.require(path)
     store_format.refuse_links(path)
     if access is Access.READ:
-        return True
+        return True, False
     why = store_format.why_read_only(path)
     if why and access is not Access.LOOK:
         raise ReadOnly(f"the store at {path} can't be written ({why}): it can only be read")
     if why or (found.format < store_format.FORMAT and access is Access.LOOK):
-        return True
+        return True, False
     if found.format < store_format.FORMAT:
         with durability.failing(f"migrating the store at {path} to format {store_format.FORMAT}"):
             migration.migrate(path, report)
     with contextlib.suppress(OSError):
         _finish(path)
-    return False
+    return False, made
 
 
 def _finish(path: Path) -> None:

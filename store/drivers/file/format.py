@@ -10,7 +10,6 @@ Concurrency: none of its own; of several processes that make a store at once, on
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -140,8 +139,8 @@ def _is_free(root: Path) -> bool:
     raise FormatError(f"{root} isn't empty and isn't a chatfs store: choose another directory")
 
 
-def make(root: Path) -> None:
-    """Make a store where `read` found nothing."""
+def make(root: Path) -> bool:
+    """Make a store where `read` found nothing; whether nobody else has meanwhile."""
     missing = root
     while not missing.exists():
         missing = missing.parent
@@ -149,13 +148,16 @@ def make(root: Path) -> None:
     described = root / DESCRIPTION
     beside = durability.temporary(described)
     durability.write_new("store.make", beside, orjson.dumps({"format": FORMAT, "id": str(uuid.uuid4())}) + b"\n")
+    first = True
     try:
-        with contextlib.suppress(FileExistsError):
-            durability.system.link("store.make", beside, described)
+        durability.system.link("store.make", beside, described)
+    except FileExistsError:
+        first = False
     finally:
         durability.discard("store.make", beside)
     for directory in {root, *changed}:
         durability.fsync_dir("store.make", directory)
+    return first
 
 
 def require(root: Path) -> Description:

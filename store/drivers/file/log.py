@@ -259,10 +259,10 @@ class FileLog:
             with durability.failing(f"repairing the log of {self.space}"):
                 self._cut(torn)
 
-    def _cut(self, torn: bytes) -> None:
-        """Move what stands behind the head to quarantine."""
+    def _cut(self, size: int) -> None:
+        """Move the `size` bytes behind the head, which are all there are, to quarantine."""
         text = self.text
-        repair.quarantine(self._around.root, self.space, torn, text.head, self._around.clock())
+        repair.quarantine(self._around.root, self.space, text.fd, text.head, size, self._around.clock())
         durability.system.ftruncate("log.repair", text.fd, text.head.size)
         # Else a power cut could leave old bytes among those that are appended next, which isn't a torn tail.
         with self._stable.decisive("repairing"):
@@ -289,7 +289,7 @@ class FileLog:
             if base is None:
                 async for _ in self.read(Seq(0)):  # raises CorruptLog, saying where
                     pass
-                raise StoreFailed(f"entry {seq - 1} of {self.space} can't be found: run chatfs fsck")
+                raise StoreFailed(f"entry {seq - 1} of {self.space} can't be found: run chatfs fsck --repair")
             with durability.failing(f"truncating the log of {self.space}"):
                 await self._in_thread(self._replace, base, True)
                 text.attach()
@@ -311,25 +311,19 @@ class FileLog:
         """Put what stands behind `base` in `fd` in the log's place. In a thread, or while opening; under the lock."""
         text = self.text
         directory = text.directory
-        beside = durability.temporary(text.path)
         if record:
             with self._stable.decisive("truncating"):
                 durability.system.fdatasync("log.truncate", fd)
-        target = durability.create("log.truncate", beside)
-        try:
+
+        def write_base() -> None:
+            if record:
+                durability.atomic_replace("log.base", directory / BASE_NAME, encode_base(base))
+
+        with durability.replacing("log.truncate", text.path, before_rename=write_base) as target:
             offset = base.end
             while piece := os.pread(fd, 1024 * 1024, offset):
                 durability.write_all("log.truncate", target, piece)
                 offset += len(piece)
-            durability.system.fsync("log.truncate", target)
-            if record:
-                durability.atomic_replace("log.base", directory / BASE_NAME, encode_base(base))
-            durability.system.rename("log.truncate", beside, text.path)
-        except BaseException:
-            durability.discard("log.truncate", beside)
-            raise
-        finally:
-            os.close(target)
         with self._stable.decisive("truncating"):
             durability.fsync_dir("log.truncate", directory)
 
@@ -385,7 +379,7 @@ class FileLog:
         text = self.text
         rest = pread_all(text.fd, len(self._attempted) + 1, text.head.size) if self._attempted else b""
         if rest and self._attempted.startswith(rest):
-            self._cut(rest)
+            self._cut(len(rest))
         self._attempted = b""
 
     def _write_again(self, fd: int, since: Mark | None) -> None:

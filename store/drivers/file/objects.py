@@ -108,23 +108,42 @@ class Objects:
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """A range of an object whose bytes have been checked. Raises BlobNotFound, CorruptBlob."""
-        path = self.path(name)
-        fd = self._open(path, name)
+        fd, identity = self.open(name)
         try:
-            stat = os.fstat(fd)
-            identity = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
-            if self._checked.get(path) == identity:
+            if self.is_right(self.path(name), identity):
                 return os.pread(fd, size, offset)
-            data = self._whole(fd, stat.st_size)
+            data = self._right(name, fd, identity)
         finally:
             os.close(fd)
-        self._check(name, data)
-        self._remember(path, identity)
         return data[offset : offset + size]
 
-    def is_checked(self, name: str) -> bool:
-        """Whether reading the object costs no hashing."""
-        return self.path(name) in self._checked
+    def read_whole(self, name: str) -> tuple[tuple[int, int, int], bytes]:
+        """All bytes of an object, hashed now, and what `open` says of them. Raises BlobNotFound, CorruptBlob."""
+        fd, identity = self.open(name)
+        try:
+            return identity, self._right(name, fd, identity)
+        finally:
+            os.close(fd)
+
+    def open(self, name: str) -> tuple[int, tuple[int, int, int]]:
+        """A descriptor, and what stays the same as long as the bytes do. Raises BlobNotFound."""
+        fd = self._open(self.path(name), name)
+        try:
+            stat = os.fstat(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        return fd, (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+    def is_right(self, path: str, identity: tuple[int, int, int]) -> bool:
+        """Whether the bytes of the object at `path` are known to be what its name says."""
+        return self._checked.get(path) == identity
+
+    def _right(self, name: str, fd: int, identity: tuple[int, int, int]) -> bytes:
+        data = self._whole(fd, identity[2])
+        self._check(name, data)
+        self._remember(self.path(name), identity)
+        return data
 
     def _open(self, path: str, name: str) -> int:
         try:
@@ -185,10 +204,10 @@ class Objects:
 
     # ---- adding, with the lock held
 
-    def install(self, name: str, source: str, *, durable: bool, data: bytes | None = None, fresh: bool = False) -> bool:
+    def install(self, name: str, source: str, *, durable: bool, right: bool = False, fresh: bool = False) -> bool:
         """Link `source`, a complete file (synced, if `durable`), under `name`; return whether it wasn't there.
 
-        `data` is its bytes where they are known to be right; `fresh`: it was written just now.
+        `right`: it is known to hold what the name says; `fresh`: it was written just now.
         """
         path = self.path(name)
         try:
@@ -205,7 +224,7 @@ class Objects:
                 self._not_durable(path)
         if not (new and fresh):
             durability.system.utime("blob.touch", path)
-        if data is not None or not new:
+        if right or not new:
             stat = os.lstat(path)
             self._remember(path, (stat.st_ino, stat.st_mtime_ns, stat.st_size))
         if not durable:
@@ -237,7 +256,7 @@ class Objects:
             durability.make_dirs("draft.make", self.drafts, self.root)
             durability.write_new("blob.write", beside, data, durable=durable)
         try:
-            return self.install(name, str(beside), durable=durable, data=data, fresh=True)
+            return self.install(name, str(beside), durable=durable, right=True, fresh=True)
         finally:
             durability.discard("blob.write", beside)
 

@@ -85,7 +85,7 @@ class Cursor:
                 break
             size *= 4
         if not whole:
-            raise StoreFailed(f"the log of {text.space} ends before entry {text.head.seq}: run chatfs fsck")
+            raise StoreFailed(f"the log of {text.space} ends before entry {text.head.seq}: run chatfs fsck --repair")
         before = self._at
         entries, self._damage = codec.decode(piece[:whole], after=Seq(before.seq), previous_crc=before.crc, offset=at)
         if self._damage is None:
@@ -222,8 +222,8 @@ class Backward:
 
     def _corrupt(self, offset: int) -> CorruptLog:
         return CorruptLog(
-            f"the log of {self._text.space} is damaged at or before entry {self._seq}, at byte {offset}: "
-            "run chatfs fsck",
+            f"is damaged at or before entry {self._seq}, at byte {offset}: run chatfs fsck --repair",
             seq=self._seq - 1,
             offset=offset,
+            log=self._text.space,
         )

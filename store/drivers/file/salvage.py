@@ -12,7 +12,6 @@ Concurrency: for a thread; under the log's flock.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Iterator
@@ -62,20 +61,13 @@ def salvage(root: Path, space: SpaceId, fd: int, plan: Plan, now: Millis, *, reb
     path = directory / LOG_NAME
     name = _set_aside(root, space, fd, plan, now)
     done = Salvaged(plan.lost, plan.restored, plan.unverified, name, plan.hidden_tail)
-    beside = durability.temporary(path)
-    target = durability.create("log.salvage", beside)
-    try:
-        _Writer(fd, target, plan, done, now).run()
-        durability.system.fsync("log.salvage", target)
+
+    def write_base() -> None:
         if rebase:
             durability.atomic_replace("log.base", directory / BASE_NAME, encode_base(plan.base))
-        durability.system.rename("log.salvage", beside, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            durability.system.unlink("log.salvage", beside)
-        raise
-    finally:
-        os.close(target)
+
+    with durability.replacing("log.salvage", path, before_rename=write_base) as target:
+        _Writer(fd, target, plan, done, now).run()
     durability.fsync_dir("log.salvage", directory)
     return done
 

@@ -244,7 +244,7 @@ def checked(text: Text, fd: int, since: Mark) -> Iterator[tuple[int, bytes]]:
         whole = piece[: piece.rfind(b"\n") + 1]
         if not whole:
             if len(piece) < size:
-                raise CorruptLog(f"the log of {text.space} ends within a line", seq=at.seq, offset=at.end)
+                raise CorruptLog("ends within a line", seq=at.seq, offset=at.end, log=text.space)
             size *= 4
             continue
         offset = at.end

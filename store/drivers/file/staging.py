@@ -6,10 +6,11 @@
     drafts/<uuid>.<i>.<g>   chunk i, generation g; shorter than the chunk: zeros follow
 
 Chunk i is its file of the highest generation; else the base's chunk as far as `limit`; else zeros. The size is the
-largest of `size` and where the chunk files end. Nothing is made before the first write; the label goes first.
+largest of `size` and where the chunk files end. Nothing is made before the first write; the label goes first. After a
+commit it stays, based on the blob that was made, until whoever committed has named that, and discards the draft.
 
-A flock on the label says that its process lives. A commit freezes what is there by beginning a new generation:
-frozen files are only copied, so writes go on while a thread hashes them.
+A flock on the label says that its process lives (see `labels`). A commit freezes what is there by beginning a new
+generation: frozen files are only copied, so writes go on while a thread hashes what `hashing` hasn't hashed already.
 
 Concurrency: on the trio loop, but for a commit's hashing and linking, and `sync`; commits of one staging take turns.
 """
@@ -19,9 +20,7 @@ Concurrency: on the trio loop, but for a commit's hashing and linking, and `sync
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
-import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Final
@@ -33,24 +32,29 @@ from store import durability
 from store.driver import CHUNK
 from store.drivers.chunks import Manifest, parts
 from store.drivers.file.commit import Frozen, make_blob
+from store.drivers.file.hashing import INLINE, Digests
+from store.drivers.file.labels import SUFFIX, Label, Labels
 from store.drivers.file.objects import Objects, suffix_of
 from store.errors import BlobNotFound, CorruptBlob
 from store.model import BlobRef, Digest
 
-LABEL: Final = ".json"
 _OPEN: Final = 4
 """How many chunk files stay open."""
-_INLINE: Final = 64 * 1024
-"""Blobs of at most this many bytes are hashed at once where nothing has to be synced: a thread would take longer."""
 
 
 class FileStaging:
     """See `store.driver.Staging`. Made by `FileBlobs`."""
 
     def __init__(
-        self, objects: Objects, limiter: trio.CapacityLimiter, base: Manifest | None, label: dict[str, Any] | None
+        self,
+        objects: Objects,
+        labels: Labels,
+        limiter: trio.CapacityLimiter,
+        base: Manifest | None,
+        label: dict[str, Any] | None,
     ) -> None:
         self._objects = objects
+        self._labels = labels
         self._limiter = limiter
         self._label = label
         self._base = base
@@ -59,9 +63,9 @@ class FileStaging:
         self._files: dict[int, int] = {}
         self._older: list[tuple[int, int]] = []
         self._generation = 0
-        self._stem: str | None = None
-        self._label_fd = -1
-        self._label_size = 0
+        self._file: Label | None = None
+        """The label's file, from the first write on."""
+        self._digests = Digests()
         self._fds: OrderedDict[tuple[int, int], int] = OrderedDict()
         self._committing = trio.Lock()
         self._discarded = False
@@ -98,7 +102,10 @@ class FileStaging:
             self._make()
             for index, begin, count in parts(offset, size):
                 fd = self._writable(index, begin, count)
-                durability.pwrite_all("draft.chunk", fd, view[at : at + count] if count != size else data, begin)
+                part = data if count == size else view[at : at + count]
+                self._digests.changes(index)
+                durability.pwrite_all("draft.chunk", fd, part, begin)
+                self._digests.wrote(index, begin, part, self._path(index, self._generation))
                 at += count
                 self._size = max(self._size, offset + at)
         return size
@@ -107,6 +114,7 @@ class FileStaging:
         """See Staging."""
         with durability.failing("truncating a draft"):
             self._make()
+            self._digests.forget()
             if size < self._size:
                 self._shorten(size)
             self._size = size
@@ -172,73 +180,57 @@ class FileStaging:
             os.close(self._fds.popitem(last=False)[1])
 
     def _path(self, index: int, generation: int) -> str:
-        return f"{self._stem}.{index}.{generation}"
+        assert self._file is not None
+        return f"{self._file.stem}.{index}.{generation}"
 
     # ---- the files
 
     def _make(self) -> None:
         if self._discarded:
             raise trio.ClosedResourceError("the draft was discarded")
-        while self._stem is None:
-            stem = f"{self._objects.drafts}/{uuid.uuid4()}"
-            try:
-                fd = durability.create("draft.label", stem + LABEL, os.O_RDWR)
-            except FileNotFoundError:
-                durability.make_dirs("draft.make", self._objects.drafts, self._objects.root)
-                continue
-            if not is_alone(fd):
-                # Somebody who looks for abandoned drafts has it in hand, and will leave it to be swept.
-                os.close(fd)
-                continue
-            self._label_fd, self._label_size = fd, 0
-            try:
-                self._write_label()
-            except BaseException:
-                os.close(fd)
-                durability.discard("draft.drop", stem + LABEL)
-                raise
-            self._stem = stem
+        if self._file is None:
+            self._file = self._labels.make(self._record())
 
-    def _encode_label(self) -> bytes:
+    def _record(self) -> bytes:
         base = self._base.digest if self._base else None
-        record = {"label": self._label, "base": base, "limit": self._limit, "size": self._size}
-        return orjson.dumps(record)
+        return orjson.dumps({"label": self._label, "base": base, "limit": self._limit, "size": self._size})
 
     def _write_label(self) -> None:
-        # In place, since the lock belongs to this file; spaces cover what a longer one leaves.
-        data = self._encode_label().ljust(self._label_size)
-        durability.pwrite_all("draft.label", self._label_fd, data, 0)
-        self._label_size = len(data)
+        assert self._file is not None
+        self._file.write(self._record())
 
     def _drop(self) -> None:
-        """Remove the files: nothing in them counts any more. Without its label a draft is none."""
+        """Remove the files: nothing in them counts any more."""
         while self._fds:
             os.close(self._fds.popitem()[1])
-        stem, self._stem = self._stem, None
-        files, self._files, self._older = [*self._files.items(), *self._older], {}, []
+        files = [self._path(*item) for item in (*self._files.items(), *self._older)]
+        label, self._file = self._file, None
+        self._files, self._older = {}, []
         self._generation = 0
-        if stem is None:
-            return
-        try:
-            durability.system.unlink("draft.drop", stem + LABEL)
-            for index, generation in files:
-                with contextlib.suppress(FileNotFoundError):
-                    durability.system.unlink("draft.drop", f"{stem}.{index}.{generation}")
-        finally:
-            os.close(self._label_fd)
-            self._label_fd = -1
+        self._digests = Digests()
+        if label is not None:
+            self._labels.drop(label, files)
 
     async def discard(self) -> None:
         """See Staging."""
         self._discarded = True
-        async with self._committing:  # waits for a commit's thread
+        await self._take_turn()  # waits for a commit's thread
+        try:
             with durability.failing("removing a draft"):
                 self._drop()
+        finally:
+            self._committing.release()
+
+    async def _take_turn(self) -> None:
+        try:
+            self._committing.acquire_nowait()  # `acquire` would go round the scheduler, even when nobody has it
+        except trio.WouldBlock:
+            await self._committing.acquire()
 
     async def sync(self) -> None:
         """See Staging."""
-        if self._stem is not None:
-            paths = [self._stem + LABEL, *(self._path(*item) for item in self._files.items())]
+        if self._file is not None:
+            paths = [self._file.stem + SUFFIX, *(self._path(*item) for item in self._files.items())]
             with durability.failing("syncing a draft"):
                 await trio.to_thread.run_sync(self._sync_files, paths, limiter=self._limiter)
 
@@ -260,27 +252,35 @@ class FileStaging:
 
     async def commit(self, *, durable: bool = True) -> BlobRef:
         """See Staging."""
-        async with self._committing:  # waits for another commit of this staging
-            if self._discarded:
-                raise trio.ClosedResourceError("the draft was discarded")
-            if (base := self._unchanged()) is not None:
-                with durability.failing("storing a blob"):
-                    is_there = await self._touch(base.digest)
-                # Somebody may have written meanwhile.
-                if is_there and self._unchanged() is not None:
+        await self._take_turn()  # waits for another commit of this staging
+        try:
+            return await self._commit(durable=durable)
+        finally:
+            self._committing.release()
+
+    async def _commit(self, *, durable: bool) -> BlobRef:
+        if self._discarded:
+            raise trio.ClosedResourceError("the draft was discarded")
+        if (base := self._unchanged()) is not None:
+            with durability.failing("storing a blob"):
+                is_there = await self._touch(base.digest)
+            # Somebody may have written meanwhile.
+            if is_there and self._unchanged() is not None:
+                if self._label is None:
                     self._drop()
-                    return base.ref
-            files = {index: self._path(index, generation) for index, generation in self._files.items()}
-            frozen = Frozen(files, self._base, self._limit, self._size)
-            self._generation += 1
-            self._cut = frozen.size
-            try:
-                with durability.failing("storing a blob"):
-                    manifest = await self._make_blob(frozen, durable=durable)
-                    self._rebase(manifest)
-            finally:
-                self._cut = None
-            return manifest.ref
+                return base.ref
+        files = {index: self._path(index, generation) for index, generation in self._files.items()}
+        frozen = Frozen(files, self._base, self._limit, self._size, self._digests)
+        self._generation += 1
+        self._digests = Digests()
+        self._cut = frozen.size
+        try:
+            with durability.failing("storing a blob"):
+                manifest = await self._make_blob(frozen, durable=durable)
+                self._rebase(manifest)
+        finally:
+            self._cut = None
+        return manifest.ref
 
     def _unchanged(self) -> Manifest | None:
         """The base, where it is all that a commit would store."""
@@ -298,7 +298,7 @@ class FileStaging:
             return self._objects.touch(digest)
 
     async def _make_blob(self, frozen: Frozen, *, durable: bool) -> Manifest:
-        if not durable and frozen.size <= _INLINE and not (frozen.base and frozen.base.size > CHUNK):
+        if not durable and frozen.size <= INLINE and not (frozen.base and frozen.base.size > CHUNK):
             with contextlib.suppress(BlockingIOError):
                 return make_blob(self._objects, frozen, durable=False, wait=False)
         return await trio.to_thread.run_sync(self._make_blob_in_thread, frozen, durable, limiter=self._limiter)
@@ -311,12 +311,13 @@ class FileStaging:
         assert self._cut is not None
         self._base, self._limit = manifest, self._cut
         newer = {index: generation for index, generation in self._files.items() if generation == self._generation}
-        if not newer and self._size == manifest.size == self._limit:
+        if self._label is None and not newer and self._size == manifest.size == self._limit:
             self._drop()
+            return
+        if self._file is None:  # nothing was ever written
             return
         older = [*self._older, *(item for item in self._files.items() if item[0] not in newer)]
         self._files, self._older = newer, []
-        self._make()
         self._write_label()
         for key in older:
             fd = self._fds.pop(key, None)
@@ -328,7 +329,13 @@ class FileStaging:
 
     @classmethod
     def take_over(
-        cls, objects: Objects, limiter: trio.CapacityLimiter, stem: str, fd: int, names: Sequence[str]
+        cls,
+        objects: Objects,
+        labels: Labels,
+        limiter: trio.CapacityLimiter,
+        stem: str,
+        fd: int,
+        names: Sequence[str],
     ) -> FileStaging | None:
         """The draft whose label's lock is held on `fd`, `names` being its chunk files; None where it is of no use."""
         text = os.pread(fd, 1024 * 1024, 0)
@@ -347,8 +354,8 @@ class FileStaging:
             except (BlobNotFound, CorruptBlob):
                 # What was written is all that is left.
                 limit = 0
-        staging = cls(objects, limiter, base, label)
-        staging._stem, staging._label_fd, staging._label_size = stem, fd, len(text)
+        staging = cls(objects, labels, limiter, base, label)
+        staging._file = Label(stem, fd, len(text))
         staging._limit = limit
         for name in names:
             index, generation = (int(part) for part in name.split("."))
@@ -366,12 +373,3 @@ class FileStaging:
         # What is there may be linked as a blob already, so it is only copied.
         staging._generation = max(staging._files.values(), default=-1) + 1
         return staging
-
-
-def is_alone(fd: int) -> bool:
-    """Take a draft's lock; False where somebody else has it."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

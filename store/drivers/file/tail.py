@@ -2,7 +2,7 @@
 
 A *torn tail* (a partial line, an unfinished batch, NUL bytes as file systems leave them after a power cut) is what a
 writer leaves that died; it was never acknowledged as durable. Anything else that doesn't check is *damage*. This module
-tells them apart and changes nothing.
+finds where the whole batches end, `torn` tells what stands behind them apart; both change nothing.
 
 A power cut may take any of the blocks that weren't synced, and leave later ones: sectors of NUL bytes with good lines
 behind them. Since a log never has much more than UNSYNCED bytes that aren't synced (`log` sees to that), such a hole is
@@ -20,13 +20,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from store import codec
-from store.model import Entry, Seq
+from store.drivers.file.holes import end_of_data, spans
+from store.model import LINE_MAX, Entry, Seq
 
 WINDOW: Final = 16 * 1024
 UNSYNCED: Final = 512 * 1024
 """Bytes after which an append syncs by itself."""
-_SECTOR: Final = 512
-_HOLE: Final = re.compile(rb"\0+")
+LONGEST: Final = LINE_MAX + (1 << 20)
+"""No line of a log is longer."""
+_SHORTEST: Final = 32
+"""Nor shorter."""
+_NEAR: Final = 64 * WINDOW
+_FAR: Final = 4 * LONGEST
+"""How much is looked at from the end of a log at once: where that isn't enough, it is read from its beginning."""
 _SEQ: Final = re.compile(rb'\{"seq":([0-9]{1,18}),')
 
 
@@ -79,20 +85,43 @@ def last_batch(fd: int, size: int, base: Mark) -> Mark:
     """The last whole batch among the first `size` bytes of which every line checks with the one before.
 
     Reads from the end, a window that grows until it holds such a batch and the line before it, whose own crc is taken
-    as it stands. `base` where there is none at all.
+    as it stands. `base` where there is none at all. A window that would get very large leaves out the NUL bytes at the
+    end; if that isn't enough, all is read from the beginning, and what is found stands before the first damage.
     """
     window = WINDOW
     while True:
         start = max(base.end, size - window)
         text = pread_all(fd, size - start, start)
         inside = start > base.end
+        if window >= _NEAR and text.count(b"\n") > len(text) // _SHORTEST:
+            return _last_batch_from(fd, size, base)
         first = text.find(b"\n") + 1 if inside else 0
         found = _last_batch_in(text, first, start, base) if first or not inside else None
         if found is not None:
             return found
         if not inside:
             return base
+        if window == _NEAR and (end := max(base.end, end_of_data(fd, size))) < size:
+            return last_batch(fd, end, base)
         window *= 4
+        if window > _FAR:
+            return _last_batch_from(fd, size, base)
+
+
+def _last_batch_from(fd: int, size: int, base: Mark) -> Mark:
+    """The same, every line checked from `base` on. Memory is bounded by a line."""
+    found = at = base
+    more = 0
+    for begin, end, line in lines(fd, base.end, size, _NEAR):
+        entry = codec.parse(line)
+        if begin != at.end or entry is None or entry.seq != at.seq + 1 or not codec.checks(line, entry, at.crc):
+            break
+        if more and entry.more != more - 1:
+            break
+        at, more = Mark(entry.seq, entry.ts, entry.crc, end), entry.more
+        if not more:
+            found = at
+    return found
 
 
 def _last_batch_in(text: bytes, first: int, offset: int, base: Mark) -> Mark | None:
@@ -154,65 +183,11 @@ def without_holes(fd: int, size: int, base: Mark) -> int:
     return last_batch(fd, start + hole, base).end
 
 
-def is_torn(rest: bytes, after: Mark) -> bool:
-    """Whether `rest`, all that follows the last whole batch (`after`), is what an interrupted write leaves."""
-    start = 0
-    seq, crc = after.seq, after.crc
-    last: Entry | None = None
-    while (end := rest.find(b"\n", start)) >= 0:
-        line = rest[start:end]
-        entry = codec.parse(line)
-        if entry is None or entry.seq != seq + 1 or not codec.checks(line, entry, crc):
-            break
-        if last is not None and last.more and entry.more != last.more - 1:
-            break
-        last = entry
-        seq, crc = entry.seq, entry.crc
-        start = end + 1
-    bad = rest[start:]
-    newline = bad.find(b"\n")
-    if newline < 0:
-        # Part of a line. Were it whole, something else stood where its newline was written.
-        entry = codec.parse(bad[:-1])
-        return entry is None or entry.seq != seq + 1 or not codec.checks(bad[:-1], entry, crc)
-    if b"\0" not in bad[:newline] or not _holes_are_sectors(rest, after.end):
-        return False
-    batch_end = None if last is None else last.seq + last.more
-    return _lost_at_once(bad, Mark(seq, after.ts, crc), batch_end)
-
-
-def _holes_are_sectors(rest: bytes, offset: int) -> bool:
-    """Whether all NUL bytes are of blocks that didn't reach the disk: whole sectors, or what the text had of one."""
-    for hole in _HOLE.finditer(rest):
-        begin, end = hole.span()
-        begins = (offset + begin) % _SECTOR == 0 or begin == 0 or rest[begin - 1 : begin] == b"\n"
-        if not begins or ((offset + end) % _SECTOR and end != len(rest)):
-            return False
-    return True
-
-
-def _lost_at_once(bad: bytes, after: Mark, batch_end: int | None) -> bool:
-    """Whether what stands between and behind the holes may have been written, and not synced, together with them."""
-    found = bad.split(b"\n")
-    previous: Entry | None = None
-    same_batch = True
-    for line in found[:-1]:
-        if b"\0" in line:
-            previous = None
-            continue
-        entry = codec.parse(line)
-        if entry is None or entry.seq <= after.seq:
-            return False
-        if previous is not None and (entry.seq != previous.seq + 1 or not codec.checks(line, entry, previous.crc)):
-            return False
-        same_batch = same_batch and batch_end in {None, entry.seq + entry.more}
-        batch_end = entry.seq + entry.more
-        previous = entry
-    return same_batch or len(bad) <= 2 * UNSYNCED
-
-
 def lines(fd: int, start: int, end: int, piece: int = WINDOW) -> Iterator[tuple[int, int, bytes]]:
-    """Whole lines between two offsets, the first beginning at `start`: (begin, end, line without newline)."""
+    """Whole lines between two offsets, the first beginning at `start`: (begin, end, line without newline).
+
+    What is too long to be an entry is passed over.
+    """
     size = piece
     while start < end:
         text = pread_all(fd, min(size, end - start), start)
@@ -220,8 +195,10 @@ def lines(fd: int, start: int, end: int, piece: int = WINDOW) -> Iterator[tuple[
         if not whole:
             if start + len(text) >= end or len(text) < size:
                 return
-            size *= 4
-            continue
+            if size <= LONGEST:
+                size *= 4
+                continue
+            start = _behind_newline(fd, start + len(text), end)
         at = 0
         while at < whole:
             stop = text.find(b"\n", at)
@@ -229,6 +206,15 @@ def lines(fd: int, start: int, end: int, piece: int = WINDOW) -> Iterator[tuple[
             at = stop + 1
         start += whole
         size = piece
+
+
+def _behind_newline(fd: int, start: int, end: int) -> int:
+    """Where the next line begins; `end` where none does."""
+    for span in spans(fd, start, end):
+        newline = span.data.find(b"\n")
+        if newline >= 0:
+            return span.begin + newline + 1
+    return end
 
 
 def locate(fd: int, size: int, seq: Seq) -> Mark | None:

@@ -25,7 +25,8 @@ import orjson
 import trio
 
 from store import codec
-from store.drivers.file.tail import ORIGIN, Mark, is_torn, last_batch, locate, pread_all, seq_of, without_holes
+from store.drivers.file.tail import LONGEST, ORIGIN, Mark, last_batch, locate, pread_all, seq_of, without_holes
+from store.drivers.file.torn import is_torn
 from store.errors import CorruptLog, FormatError, SpaceNotFound, StoreFailed, Truncated
 from store.model import EMPTY_HEAD, Head, Millis, Seq, SpaceId
 
@@ -78,6 +79,8 @@ class Text:
         self.writable = True
         self.generation = 0
         self.inode = 0
+        self._torn: tuple[int, int] | None = None
+        """Size and mtime of the file where all behind the head was judged to be a torn tail."""
         self.interrupted = False
         """The file still has entries that `base` says were dropped: the truncation has to be finished, or
         `skip_dropped` called."""
@@ -98,7 +101,7 @@ class Text:
         except FileNotFoundError as error:
             raise SpaceNotFound(f"there is no log of {self.space}") from error
         self.base = read_base(self.directory)
-        self.damage = None
+        self.damage = self._torn = None
         self.generation += 1
         self.inode = os.fstat(self.fd).st_ino
         oldest = seq_of(os.pread(self.fd, 40, 0))
@@ -112,7 +115,7 @@ class Text:
         base = self.base
         mark = locate(self.fd, os.fstat(self.fd).st_size, Seq(base.seq))
         if mark is None or mark.crc != base.crc:
-            raise StoreFailed(f"{self.directory / BASE_NAME} doesn't belong to this log: run chatfs fsck")
+            raise StoreFailed(f"{self.directory / BASE_NAME} doesn't belong to this log: run chatfs fsck --repair")
         self.base = mark
         self._find_end()
 
@@ -151,6 +154,8 @@ class Text:
         head = self.head
         if stat.st_size == head.size:
             return Look.SEEN
+        if self._torn == (stat.st_size, stat.st_mtime_ns):
+            return Look.SEEN
         if stat.st_size < head.size:
             return Look.UNSURE
         mark, complete = self._scan(stat.st_size)
@@ -165,54 +170,64 @@ class Text:
         self.head = head
 
     def _scan(self, size: int) -> tuple[Mark | None, bool]:
-        """The last whole batch within a piece behind the head, and whether all whole lines there are good."""
-        head = self.head
+        """The last whole batch within a piece behind the head, and whether all whole lines there are good.
+
+        Of a batch that is longer than a piece only the last line is held.
+        """
+        at = self.head.size
+        seq, crc, more = self.head.seq, self.head.crc, 0
         piece = PIECE
         while True:
-            rest = pread_all(self.fd, min(piece, size - head.size), head.size)
+            rest = pread_all(self.fd, min(piece, size - at), at)
             whole = rest[: rest.rfind(b"\n") + 1]
             mark: Mark | None = None
-            more = 0
             good = True
             try:
-                for entry, end in codec.decode_lines(whole, after=head.seq, previous_crc=head.crc, offset=head.size):
+                for entry, end in codec.decode_lines(whole, after=seq, previous_crc=crc, offset=at):
                     if more and entry.more != more - 1:
                         good = False
                         break
-                    more = entry.more
+                    seq, crc, more = entry.seq, entry.crc, entry.more
                     if not more:
                         mark = Mark(entry.seq, entry.ts, entry.crc, end)
             except CorruptLog:
                 good = False
-            if mark is not None or not good or head.size + len(rest) >= size:
+            if mark is not None or not good or at + len(rest) >= size:
                 return mark, good
-            piece *= 4
+            if whole:
+                at += len(whole)
+            elif len(rest) > LONGEST:
+                return None, False
+            else:
+                piece *= 4
 
-    def settle(self) -> bytes:
-        """Under the lock: take in everything; return the torn tail that has to go. Sets `damage` if there is some."""
+    def settle(self) -> int:
+        """Under the lock: take in everything; return how many bytes of a torn tail have to go behind the head.
+
+        Sets `damage` if there is some.
+        """
         while (seen := self.look()) is Look.MORE:
             pass
         if self.damage is not None or seen is Look.REPLACED:
-            return b""
-        size = os.fstat(self.fd).st_size
+            return 0
+        stat = os.fstat(self.fd)
         head = self.head
-        if size == head.size:
-            return b""
-        if size < head.size:
+        if stat.st_size < head.size:
             self.shrank()
-            return b""
-        rest = pread_all(self.fd, size - head.size, head.size)
-        if is_torn(rest, Mark(head.seq, head.ts, head.crc, head.size)):
-            return rest
-        self._damaged("is damaged")
-        return b""
+        elif stat.st_size > head.size:
+            if is_torn(self.fd, Mark(head.seq, head.ts, head.crc, head.size), stat.st_size):
+                self._torn = stat.st_size, stat.st_mtime_ns
+                return stat.st_size - head.size
+            self._damaged("is damaged")
+        return 0
 
     def _damaged(self, how: str) -> None:
         head = self.head
         self.damage = CorruptLog(
-            f"the log of {self.space} {how} after entry {head.seq}, at byte {head.size}: run chatfs fsck",
+            f"{how} after entry {head.seq}, at byte {head.size}: run chatfs fsck --repair",
             seq=head.seq,
             offset=head.size,
+            log=self.space,
         )
 
     def shrank(self) -> None:
@@ -220,9 +235,9 @@ class Text:
         self._damaged("is shorter than it was")
 
     def raise_damage(self) -> None:
-        """Raise the damage that was found, if any; a new exception each time, so that tracebacks don't pile up."""
+        """Raise the damage that was found, if any."""
         if self.damage is not None:
-            raise CorruptLog(str(self.damage), seq=self.damage.seq, offset=self.damage.offset)
+            raise self.damage.again()
 
     def check_since(self, seq: int) -> None:
         """Raises Truncated where entries behind `seq` were dropped."""

@@ -6,32 +6,45 @@ from collections.abc import Callable
 from typing import Final
 
 from tests.bench.bench import Bench
+from tests.bench.comparison import Comparison
 from tests.bench.measure import Measure
 from tests.bench.workloads.appending import append
 from tests.bench.workloads.checking import checking
+from tests.bench.workloads.cold import cold_listing, cold_reads, round_trips
 from tests.bench.workloads.durable import durable_appends
 from tests.bench.workloads.folding import folding
 from tests.bench.workloads.following import follow
-from tests.bench.workloads.indexing import indexing
-from tests.bench.workloads.listing import listing, memory, opening
-from tests.bench.workloads.rates import appends, attachments, large_attachment
-from tests.bench.workloads.reading import warm_read, warm_stat
+from tests.bench.workloads.forgetting import forgetting
+from tests.bench.workloads.indexing import indexing, opening
+from tests.bench.workloads.listing import listing, memory
+from tests.bench.workloads.strict import strict
+from tests.bench.workloads.warm import warm_pread, warm_read, warm_stat
+from tests.bench.workloads.writing import appends, attachments
 
-Workload = Callable[[Bench], list[Measure]]
+Workload = Callable[[Bench], list[Comparison] | list[Measure]]
 
-WORKLOADS: Final[dict[str, Workload]] = {
+PEERS: Final[dict[str, Workload]] = {
     "warm-read": warm_read,
     "warm-stat": warm_stat,
-    "append": append,
-    "durable": durable_appends,
-    "listing": listing,
-    "opening": opening,
-    "memory": memory,
+    "warm-pread": warm_pread,
+    "round-trips": round_trips,
+    "cold-reads": cold_reads,
+    "cold-listing": cold_listing,
     "follow": follow,
-    "folding": folding,
-    "indexing": indexing,
-    "fsck": checking,
     "appends": appends,
     "attachments": attachments,
-    "large-attachment": large_attachment,
+    "forgetting": forgetting,
+}
+"""Beside other file systems. Reading comes first, while there is little to be warmed below."""
+
+WORKLOADS: Final[dict[str, Workload]] = PEERS | {
+    "append": append,
+    "durable": durable_appends,
+    "strict": strict,
+    "listing": listing,
+    "memory": memory,
+    "folding": folding,
+    "indexing": indexing,
+    "opening": opening,
+    "fsck": checking,
 }

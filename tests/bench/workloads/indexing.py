@@ -1,4 +1,4 @@
-"""The index of a store of many chats: building it, keeping it up, and asking it; in a process of its own.
+"""A store of very many chats: opening it, and its index: building, keeping up, asking. In processes of their own.
 
 ::
 
@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import sqlite3
 import subprocess
 import sys
@@ -20,31 +19,43 @@ from typing import Final
 import orjson
 import trio
 
-from store.events import MessageAppended
 from store.index import Search
 from store.library import Store, open_store
-from store.model import uuid7
 from tests.bench.bench import Bench
-from tests.bench.corpus import ACTOR, WORKSPACE, chat_name
+from tests.bench.corpus import ACTOR, MESSAGES, WORDS, WORKSPACE, chat_name
 from tests.bench.measure import BenchError, Goal, Measure, Series, Unit
 from tests.bench.target import ROOT
 
-MESSAGES: Final = 10
-"""In each chat."""
-WORDS: Final = 20_000
 ASKED: Final = 20
 """How often each search is made."""
 MB: Final = 1_000_000
 
 
+def opening(bench: Bench) -> list[Measure]:
+    """Open the store and list its workspaces, in a fresh process; the files that this opens are counted."""
+    trio.run(_catch_up, bench.huge_store.as_uri())
+    command = [sys.executable, "-m", "tests.bench.probes", "open", bench.huge_store.as_uri()]
+    answers = [
+        orjson.loads(subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout)
+        for _ in range(bench.runs + 1)
+    ][1:]
+
+    def series(key: str) -> Series:
+        return Series("chatfs", tuple(float(answer[key]) for answer in answers))
+
+    name = f"opening a store of {bench.huge:,} chats"
+    return [
+        Measure(name, Unit.SECONDS, series("seconds"), goal=Goal(1.0)),
+        Measure(f"files opened by {name}", Unit.COUNT, series("opened"), goal=Goal(50)),
+        Measure(f"descriptors open after {name}", Unit.COUNT, series("descriptors")),
+    ]
+
+
 def indexing(bench: Bench) -> list[Measure]:
     """Rebuild, catch up, search; a fresh process each time."""
-    count = bench.many
-    store = bench.native.chats.parent.parent / "indexed"
-    bench.tell(f"building a store of {count} chats with {MESSAGES} messages each")
-    trio.run(_build, store, count)
+    count, store = bench.huge, bench.huge_store
     answers = []
-    for _ in range(max(2, min(3, bench.runs))):
+    for _ in range(min(2, bench.runs)):
         command = [sys.executable, "-m", "tests.bench.workloads.indexing", store.as_uri()]
         done = subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
         answers.append(orjson.loads(done.stdout))
@@ -61,28 +72,18 @@ def indexing(bench: Bench) -> list[Measure]:
         Measure(
             f"chats indexed anew, {MESSAGES} messages each", Unit.RATE, rates, goal=Goal(20_000 / 60, at_least=True)
         ),
-        Measure(f"memory of a rebuild, {count} chats", Unit.BYTES, series("memory"), goal=Goal(300 * MB)),
+        Measure(f"memory of a rebuild, {count:,} chats", Unit.BYTES, series("memory"), goal=Goal(300 * MB)),
         Measure("size of the index, of that of the logs", Unit.COUNT, share),
-        Measure(f"catching up, nothing moved in {count} chats", Unit.SECONDS, series("nothing")),
-        Measure(f"catching up, one of {count} chats moved", Unit.SECONDS, series("one")),
+        Measure(f"catching up, nothing moved in {count:,} chats", Unit.SECONDS, series("nothing")),
+        Measure(f"catching up, one of {count:,} chats moved", Unit.SECONDS, series("one")),
         Measure("search for a rare word, the store being open", Unit.SECONDS, series("rare"), goal=Goal(1.0)),
         Measure("search for a word of every other message", Unit.SECONDS, series("common"), goal=Goal(2.0)),
     ]
 
 
-async def _build(path: Path, count: int) -> None:
-    dice = random.Random(1)
-
-    def text() -> str:
-        return " ".join(f"word{min(int(dice.paretovariate(0.6)), WORDS)}" for _ in range(dice.randrange(10, 150)))
-
-    async with open_store(path.as_uri()) as store:
-        workspace = await store.create_workspace(WORKSPACE, ACTOR)
-        for number in range(count):
-            chat = await workspace.create_chat(chat_name(number), ACTOR)
-            messages = [MessageAppended(uuid7(), ("user", "assistant")[n % 2], text()) for n in range(MESSAGES)]
-            await chat.append_events(messages, ACTOR)
-            await chat.release()
+async def _catch_up(url: str) -> None:
+    async with open_store(url) as store:
+        await store.index.catch_up()
 
 
 async def _timed(work: Awaitable[object]) -> float:

@@ -1,19 +1,17 @@
-"""A store of many chats: listing them, opening it, and what the daemon keeps in memory."""
+"""A workspace of many chats: listing them, and what the daemon keeps in memory."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import orjson
-
 from tests.bench.bench import TOLD, Bench
 from tests.bench.corpus import chat_name
+from tests.bench.daemons import resident
 from tests.bench.measure import BenchError, Goal, Measure, Series, Unit, seconds, take_turns
-from tests.bench.target import ROOT, Chatfs, Target
+from tests.bench.target import Target
 
 MB = 1_000_000
 
@@ -53,46 +51,19 @@ def listing(bench: Bench) -> list[Measure]:
     return [measure("cold listdir", _listdir), measure("cold ls -l", _ls)]
 
 
-def opening(bench: Bench) -> list[Measure]:
-    """Open the store and list its workspaces, in a fresh process; the files that this opens are counted."""
-    command = [sys.executable, "-m", "tests.bench.probes", "open", bench.many_store.as_uri()]
-    answers = [
-        orjson.loads(subprocess.run(command, check=True, capture_output=True, cwd=ROOT).stdout)
-        for _ in range(bench.runs + 1)
-    ][1:]
-
-    def series(key: str) -> Series:
-        return Series("chatfs", tuple(float(answer[key]) for answer in answers))
-
-    name = f"opening a store of {bench.many} chats"
-    return [
-        Measure(name, Unit.SECONDS, series("seconds"), goal=Goal(1.0)),
-        Measure(f"files opened by {name}", Unit.COUNT, series("opened"), goal=Goal(50)),
-        Measure(f"descriptors open after {name}", Unit.COUNT, series("descriptors")),
-    ]
-
-
-def _resident(chatfs: Chatfs) -> float:
-    """VmRSS of the daemon, in bytes (proc_pid_status(5))."""
-    for line in Path(f"/proc/{chatfs.daemon}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    raise BenchError("the daemon has no VmRSS")
-
-
 def memory(bench: Bench) -> list[Measure]:
     """The daemon's resident memory when some of the many chats have been read, and then all of them listed."""
     touched = min(TOLD, bench.many)
     fresh, used, listed = [], [], []
     for _ in range(min(3, bench.runs)):  # it hardly varies
         with bench.mounted(bench.many_store) as chatfs:
-            fresh.append(_resident(chatfs))
+            fresh.append(resident(chatfs.daemon))
             for number in range(touched):
                 if not (chatfs.chats / chat_name(number) / "history.md").read_bytes():
                     raise BenchError("history.md is empty")
-            used.append(_resident(chatfs))
+            used.append(resident(chatfs.daemon))
             _ls(chatfs.chats)
-            listed.append(_resident(chatfs))
+            listed.append(resident(chatfs.daemon))
 
     def measure(name: str, samples: list[float], goal: Goal | None = None) -> Measure:
         name = f"memory of the daemon, {bench.many} chats, {name}"

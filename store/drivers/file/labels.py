@@ -1,0 +1,117 @@
+"""The files by which drafts are known: `drafts/<uuid>.json`, locked as long as their process lives.
+
+A draft's end leaves its label, which then says nothing, as a spare for the next draft: making and deleting a file costs
+more than all else about a small one. Spares go when the store is closed; what a crash leaves of them is swept.
+
+Concurrency: for any thread; a label has one user at a time.
+"""
+
+# Plain strings and descriptors: a Path costs more than the system call.
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Iterable
+from typing import Final
+
+from store import durability
+from store.drivers.file.objects import Objects
+
+SUFFIX: Final = ".json"
+_NOTHING: Final = b'{"label":null,"base":null,"limit":0,"size":0}'
+_SPARES: Final = 8
+_SPARE_SIZE: Final = 4096
+"""Bytes of the longest label that becomes a spare."""
+
+
+class Label:
+    """A label that is there. `stem` is the path of all of the draft's files, up to their first dot."""
+
+    __slots__ = ("fd", "size", "stem")
+
+    def __init__(self, stem: str, fd: int, size: int) -> None:
+        self.stem = stem
+        self.fd = fd
+        self.size = size
+
+    def write(self, record: bytes, *, why: str = "draft.label") -> None:
+        """Let it say something else."""
+        # In place, since the lock belongs to this file; spaces cover what a longer one leaves.
+        record = record.ljust(self.size)
+        durability.pwrite_all(why, self.fd, record, 0)
+        self.size = len(record)
+
+
+class Labels:
+    """The labels that one opener of a store makes."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._spares: list[Label] = []
+        self._closed = False
+
+    def make(self, record: bytes) -> Label:
+        """A label that says `record`. Raises OSError."""
+        label = self._spares.pop() if self._spares else self._new()
+        try:
+            label.write(record)
+        except BaseException:
+            self._remove(label)
+            raise
+        return label
+
+    def _new(self) -> Label:
+        while True:
+            stem = f"{self._objects.drafts}/{uuid.uuid4()}"
+            try:
+                fd = durability.create("draft.label", stem + SUFFIX, os.O_RDWR)
+            except FileNotFoundError:
+                durability.make_dirs("draft.make", self._objects.drafts, self._objects.root)
+                continue
+            if is_alone(fd):
+                return Label(stem, fd, 0)
+            # Somebody who looks for abandoned drafts has it in hand, and will leave it to be swept.
+            os.close(fd)
+
+    def drop(self, label: Label, files: Iterable[str]) -> None:
+        """A draft has ended: nothing in `files` counts any more. Without what its label said a draft is none."""
+        keep = len(self._spares) < _SPARES and label.size <= _SPARE_SIZE and not self._closed
+        try:
+            if keep:
+                label.write(_NOTHING, why="draft.drop")
+            else:
+                durability.system.unlink("draft.drop", label.stem + SUFFIX)
+            for path in files:
+                with contextlib.suppress(FileNotFoundError):
+                    durability.system.unlink("draft.drop", path)
+        except BaseException:
+            # The next draft mustn't find files of this one under its name.
+            self._remove(label)
+            raise
+        if keep:
+            self._spares.append(label)
+        else:
+            os.close(label.fd)
+
+    def close(self) -> None:
+        """Remove the spares."""
+        self._closed = True
+        while self._spares:
+            self._remove(self._spares.pop())
+
+    @staticmethod
+    def _remove(label: Label) -> None:
+        durability.discard("draft.drop", label.stem + SUFFIX)
+        os.close(label.fd)
+
+
+def is_alone(fd: int) -> bool:
+    """Take a draft's lock; False where somebody else has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
