@@ -261,6 +261,7 @@ async def test_closing_gives_every_descriptor_back(file_backend: FileBackend):
             staging.write(0, b"x")
             await log.sync()
             await staging.commit()
+            await staging.discard()
             await log.truncate_before(log.head.seq)
             await log.append(entries("b"), epoch=grant.epoch)
         driver.unwatch(SPACE)
