@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,12 +42,24 @@ PROJECTED_NAMES: Final = frozenset({"history.md", "history.jsonl", "chat.json", 
 """What a chat directory always shows; an attachment can't be called so."""
 
 
+_TENS: Final = struct.Struct("10s" * 64)
+_random: list[bytes] = []
+"""Random bytes for the next ids: a system call for each id would cost more than all else about it."""
+# A child must not use those that its parent will use.
+os.register_at_fork(after_in_child=_random.clear)
+
+
 def uuid7(now_ms: int | None = None) -> str:
     """A new UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits."""
     ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
-    random = int.from_bytes(os.urandom(10), "big")
+    try:
+        random = _random.pop()  # which no two threads get the same from
+    except IndexError:
+        random, *more = _TENS.unpack(os.urandom(_TENS.size))
+        _random.extend(more)
+    bits = int.from_bytes(random, "big")
     # Version 7 in front of 12 of the random bits, variant 0b10 in front of the other 62.
-    text = f"{ms & 0xFFFF_FFFF_FFFF:012x}7{random >> 68:03x}{random & _SIXTY_TWO | _VARIANT:016x}"
+    text = f"{ms & 0xFFFF_FFFF_FFFF:012x}7{bits >> 68:03x}{bits & _SIXTY_TWO | _VARIANT:016x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +28,8 @@ Told = Callable[[int, str], None]
 FILE: Final = int(flags.MODIFY | flags.ATTRIB | flags.DELETE_SELF | flags.MOVE_SELF)
 NAMES: Final = int(flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE_SELF | flags.ONLYDIR)
 COALESCE_SECONDS: Final = 0.002
+BURST_SECONDS: Final = 0.016
+"""How long events are gathered: at first, and at most while they keep coming."""
 POLL_SECONDS: Final = 0.05
 
 _REPLACED: Final = int(flags.ATTRIB | flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED)
@@ -169,10 +172,13 @@ class Watches:
         trio.lowlevel.spawn_system_task(task, name="chatfs watch")
 
     async def _pump(self) -> None:
+        pause, ended = COALESCE_SECONDS, -math.inf
         while self._inotify is not None:
             await trio.lowlevel.wait_readable(self._inotify.fileno())
-            # A burst of writes becomes one wake-up.
-            await trio.sleep(COALESCE_SECONDS)
+            # A burst of writes becomes one wake-up; the longer it lasts, the fewer.
+            pause = min(pause * 2, BURST_SECONDS) if trio.current_time() - ended < pause else COALESCE_SECONDS
+            await trio.sleep(pause)
+            ended = trio.current_time()
             told: set[tuple[int, int, str]] = set()
             for event in self._inotify.read(timeout=0):
                 key = (event.wd, event.mask, event.name)
