@@ -3,7 +3,9 @@
 pyfuse3 waits for each request with trio's epoll: a lock, an epoll_ctl(2) and a round of the scheduler per request. Here
 one worker, the reader, asks the FUSE descriptor itself with poll(2), and where no request is there and nobody else has
 anything to do, sleeps in that call, with trio's own epoll descriptor beside. So a request costs one poll or two, and an
-idle mount sleeps.
+idle mount sleeps. Where requests follow each other closely, and there is more than one processor, the reader asks again
+for a moment before it sleeps: a program on another processor, which waits for each answer, would otherwise wait for a
+wake-up each time.
 
 Fairness: where no request is there, the reader goes through the scheduler as soon as a task is runnable, trio's epoll
 has an event or a deadline is due; under a flood of requests after `REQUESTS` or `SECONDS`, whichever comes first. What
