@@ -22,6 +22,7 @@ from typing import Any, Final
 
 import orjson
 
+from fusefs.unmount import mounts
 from tests.bench import peers, plot, report
 from tests.bench.bench import QUICK, SMOKE, Bench
 from tests.bench.comparison import FAILURES, Comparison
@@ -102,9 +103,12 @@ def _environment(directory: Path) -> dict[str, Any]:
 def _private_mounts() -> None:
     """A mount namespace of our own, where we may: whatever happens to us, our mounts end with us."""
     libc = ctypes.CDLL(None, use_errno=True)
-    new_namespace, private, recursive = 0x20000, 0x40000, 0x4000
+    new_namespace, private, recursive, detach = 0x20000, 0x40000, 0x4000, 2
     if libc.unshare(new_namespace) == 0:
         libc.mount(b"none", b"/", None, private | recursive, None)
+        # Copies of others' mounts would keep their daemons, long after they were unmounted there.
+        for mounted in mounts():
+            libc.umount2(os.fsencode(mounted.mountpoint), detach)
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
