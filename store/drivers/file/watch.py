@@ -29,7 +29,7 @@ FILE: Final = int(flags.MODIFY | flags.ATTRIB | flags.DELETE_SELF | flags.MOVE_S
 NAMES: Final = int(flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_TO | flags.DELETE_SELF | flags.ONLYDIR)
 COALESCE_SECONDS: Final = 0.002
 BURST_SECONDS: Final = 0.016
-"""How long events are gathered: at first, and at most while they keep coming."""
+"""How long events that follow another are gathered: at first, and at most while they keep coming."""
 POLL_SECONDS: Final = 0.05
 
 _REPLACED: Final = int(flags.ATTRIB | flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED)
@@ -175,9 +175,12 @@ class Watches:
         pause, ended = COALESCE_SECONDS, -math.inf
         while self._inotify is not None:
             await trio.lowlevel.wait_readable(self._inotify.fileno())
-            # A burst of writes becomes one wake-up; the longer it lasts, the fewer.
-            pause = min(pause * 2, BURST_SECONDS) if trio.current_time() - ended < pause else COALESCE_SECONDS
-            await trio.sleep(pause)
+            # The first is told at once. A burst becomes few wake-ups; the longer it lasts, the fewer.
+            if trio.current_time() - ended < pause:
+                await trio.sleep(pause)
+                pause = min(pause * 2, BURST_SECONDS)
+            else:
+                pause = COALESCE_SECONDS
             ended = trio.current_time()
             told: set[tuple[int, int, str]] = set()
             for event in self._inotify.read(timeout=0):
