@@ -174,9 +174,8 @@ def test_what_was_listed_and_forgotten_is_not_kept(mounted: Mounted) -> None:
     number = 100_000 if LONG else 3_000
     chats = many_chats(mounted, number)
     os.stat(chats)
-    before = resident(mounted)
-    sizes = []
-    for _ in range(4):
+    sizes = [resident(mounted)]
+    for _ in range(10):
         command = ["ls", "-l", str(chats)]
         listed = subprocess.run(command, check=True, capture_output=True, env={**os.environ, "LC_ALL": "C"})
         assert listed.stdout.count(b"\ndrwx") == number
@@ -184,9 +183,12 @@ def test_what_was_listed_and_forgotten_is_not_kept(mounted: Mounted) -> None:
         # Something that is answered behind the forgets.
         os.listdir(chats.parent)
         sizes.append(resident(mounted))
-    print(f"{before} kB before, then {sizes}")  # noqa: T201 - the figures of the long form
-    # An entry takes some 400 bytes while it is held: a leak of them would show.
-    assert sizes[-1] - sizes[0] < number * 100 // 1024 + 4_000
+        # An entry takes some 400 bytes while it is held: a leak of them, or of a tenth, would show every time.
+        if len(sizes) > 2 and sizes[-1] - sizes[-2] < number * 40 // 1024:
+            break
+    else:
+        pytest.fail(f"kilobytes after each listing: {sizes}")
+    print(f"{sizes} kB before, and after each listing")  # noqa: T201 - the figures of the long form
 
 
 def test_parallel_finds_see_every_chat(mounted: Mounted) -> None:
