@@ -28,7 +28,7 @@ HELD_BYTES: Final = 16 * 1024 * 1024
 CLEARED_ROWS: Final = 2_000
 """How many messages are removed in one transaction."""
 _PAUSE_AFTER: Final = 0.001
-_PAUSE_TIMES: Final = 4.0
+_PAUSE_TIMES: Final = 9.0
 
 
 @dataclass(frozen=True, slots=True)
