@@ -23,6 +23,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import os
 import secrets
 import stat
@@ -51,6 +52,11 @@ log = logging.getLogger("chatfs")
 
 INTERVAL: Final = 0.1
 """Seconds between two announcements of one file."""
+GATHER_SECONDS: Final = 0.005
+"""How long changes of names are gathered."""
+REST_SECONDS: Final = 0.05
+REST_MAX_SECONDS: Final = 0.5
+"""How long after somebody wrote or closed a file something is announced, and at most, where they go on."""
 NAMES_MAX: Final = 2048
 """How many names of one directory are announced at once."""
 DEATHS_MAX: Final = 5
@@ -94,10 +100,12 @@ class Announcer:
 
     __slots__ = (
         "_act",
+        "_busy",
         "_deaths",
         "_doing",
         "_files",
         "_last",
+        "_latest",
         "_looks",
         "_mount",
         "_names",
@@ -121,6 +129,8 @@ class Announcer:
         """Names that requests are about to change, by directory."""
         self._looks: dict[AnnouncedNames, None] = {}
         self._watched: set[SpaceId] = set()
+        self._busy = self._latest = -math.inf
+        """When somebody wrote last, and how long that may put off this round's calls."""
         self._deaths = 0
         self._wake = trio.Event()
 
@@ -145,6 +155,10 @@ class Announcer:
             if len(names) > NAMES_MAX:
                 self._names[directory] = None
         self._wake.set()
+
+    def busy(self) -> None:
+        """Somebody writes to a file, or has closed one."""
+        self._busy = trio.current_time()
 
     def look(self, directory: AnnouncedNames) -> None:
         """Names of the directory may have changed: have it compare them."""
@@ -265,6 +279,11 @@ class Announcer:
                 with trio.move_on_at(soonest):
                     await self._wake.wait()
                 self._wake = trio.Event()
+                if self._names or self._looks:
+                    # Names that change places do so in several steps.
+                    await trio.sleep(GATHER_SECONDS)
+                self._latest = trio.current_time() + REST_MAX_SECONDS
+                await self._rest()
                 await self._round()
         finally:
             self.enabled = False
@@ -273,6 +292,14 @@ class Announcer:
     def reap(self) -> None:
         """Wait for the process, when the mount is gone."""
         self._process.reap()
+
+    async def _rest(self) -> None:
+        """Wait until nobody has written or closed a file for a moment, but not for ever.
+
+        Who is done with a mount often unmounts it next, and a call that is under way would make it busy.
+        """
+        while (until := min(self._busy + REST_SECONDS, self._latest)) > trio.current_time():  # noqa: ASYNC110
+            await trio.sleep_until(until)
 
     async def _round(self) -> None:
         await self._announce_names()
@@ -351,6 +378,7 @@ class Announcer:
 
     async def _make(self, act: Act) -> None:
         """Have the process make the call of `act`. What it can't do is nobody's loss but the watchers'."""
+        await self._rest()
         path, target = self._path(act.directory), None if act.target is None else self._path(act.target)
         if path is None or (act.target is not None and target is None) or not self.enabled:
             return

@@ -358,6 +358,7 @@ class ChatOperations(pyfuse3.Operations):
     @mapped
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """write(2)."""
+        self._announcer.busy()
         return await self._handle(fh).write(off, buf)
 
     @mapped
@@ -378,6 +379,7 @@ class ChatOperations(pyfuse3.Operations):
     @mapped
     async def release(self, fh: FileHandleT) -> None:
         """The last descriptor is closed."""
+        self._announcer.busy()
         await self._handles.pop(fh).release()
 
     # ---- directories
