@@ -235,7 +235,7 @@ def _learn(middle: bytes) -> Who | None:
     if len(known) >= _KNOWN_MAX:
         known.clear()
     actor, found, more = middle.rpartition(_MORE)
-    if found and len(more) <= _MORE_DIGITS and more.isdigit():
+    if found and len(more) <= _MORE_DIGITS and more.isdigit() and _MORE not in actor:
         # Within a batch only that counts down. No string holds those quotes without backslashes.
         who = known.get(actor)
         if who is not None and not who[2]:

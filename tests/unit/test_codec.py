@@ -243,6 +243,7 @@ def test_decoding_at_once_sees_forms_as_parse_does(log: list[list[NewEntry]], da
         b' {"seq":1,"ts":795241582000,"actor":"x","data":1',
         b'{"sek":1,"ts":1795241582000,"actor":"x","data":1',
         b'{"seq":1,"ts":1795241582000,"actor":"x","more":-1,"data":1',
+        b'{"seq":1,"ts":1795241582000,"actor":"x","more":0,"more":5,"data":1',
         b'{"seq":1,"ts":1795241582000,"actor":"x","more":7,"other":1,"data":1',
         b'{"seq":1,"ts":1795241582000,"actor":"x","origin":{"actor":"y","ts":1},"more":7,"data":1',
         b'{"seq":1,"ts":1795241582000,"actor":"\\q","data":1',
