@@ -28,19 +28,21 @@ import os
 import secrets
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 import trio
 from pyfuse3 import EntryAttributes, FUSEError
 
 from fusefs.announce_calls import VOUCHED
+from fusefs.announce_moves import Place, moves
+from fusefs.announce_paths import path_of
 from fusefs.announce_process import CallingProcess
-from fusefs.attributes import DIRECTORY_MODE, FILE_MODE, attributes
+from fusefs.attributes import DIRECTORY_MODE, FILE_MODE
+from fusefs.nodes.announced import Gone
 from fusefs.nodes.base import Directory, Node, refuse
 from fusefs.nodes.chat_dir import ChatDirectory
-from fusefs.nodes.workspace_dir import WorkspaceDirectory
 from store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -62,7 +64,6 @@ NAMES_MAX: Final = 2048
 DEATHS_MAX: Final = 5
 """How often the process may die before announcing ends."""
 
-Place: TypeAlias = "tuple[AnnouncedNames, bytes]"
 Heard = Callable[[], bool | None]
 """Whether a file changed otherwise than by what the kernel has reported itself; None: it can't be said yet."""
 
@@ -82,19 +83,6 @@ class Act:
     secret: bytes = field(default_factory=lambda: b".chatfs-" + secrets.token_hex(16).encode())
 
 
-class Gone(Node):
-    """What had a name, where the kernel didn't hold it."""
-
-    __slots__ = ("mode",)
-
-    def __init__(self, mount: Mount, parent: Directory, name: bytes, mode: int) -> None:
-        super().__init__(mount, f"gone:{secrets.token_hex(8)}", parent, name)
-        self.mode = mode
-
-    async def attributes(self) -> EntryAttributes:
-        return attributes(self.mount.options, self.ino, self.mode, timeout=0)
-
-
 class Announcer:
     """The one path by which watchers hear of changes that came from elsewhere."""
 
@@ -109,7 +97,9 @@ class Announcer:
         "_looks",
         "_mount",
         "_names",
+        "_overtaken",
         "_process",
+        "_telling",
         "_wake",
         "_watched",
         "enabled",
@@ -127,6 +117,9 @@ class Announcer:
         """When files that were announced of late may be announced again."""
         self._doing: Counter[tuple[int, bytes]] = Counter()
         """Names that requests are about to change, by directory."""
+        self._overtaken: set[tuple[int, bytes]] = set()
+        """Names that requests have changed since `_changes`, while that is told: the kernel has told of them."""
+        self._telling = False
         self._looks: dict[AnnouncedNames, None] = {}
         self._watched: set[SpaceId] = set()
         self._busy = self._latest = -math.inf
@@ -179,6 +172,8 @@ class Announcer:
         self._doing.update(keys)
         try:
             yield
+            if self._telling:
+                self._overtaken.update(keys)
             for directory, name in places:
                 names = self._names.get(directory)  # type: ignore[call-overload]
                 if names is not None:
@@ -273,7 +268,7 @@ class Announcer:
         if not self.enabled:
             return
         try:
-            await self._mount.root.begin_announcing()
+            await self._unharmed(self._mount.root.begin_announcing)
             while self.enabled:
                 soonest = min((at for ino, at in self._last.items() if ino in self._files), default=float("inf"))
                 with trio.move_on_at(soonest):
@@ -284,10 +279,23 @@ class Announcer:
                     await trio.sleep(GATHER_SECONDS)
                 self._latest = trio.current_time() + REST_MAX_SECONDS
                 await self._rest()
-                await self._round()
+                await self._unharmed(self._round)
         finally:
             self.enabled = False
             await self._process.end()
+
+    async def _unharmed(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Do it; what goes wrong is nobody's loss but the watchers': the mount goes on."""
+        try:
+            await step()
+        except (FUSEError, StoreError, OSError) as error:
+            log.warning("inotify watchers may have missed a change: %s", error)
+        except Exception:
+            log.exception("inotify watchers may have missed a change")
+        else:
+            return
+        if self._files or self._names or self._looks:
+            self._wake.set()
 
     def reap(self) -> None:
         """Wait for the process, when the mount is gone."""
@@ -304,10 +312,12 @@ class Announcer:
     async def _round(self) -> None:
         await self._announce_names()
         now = trio.current_time()
-        for ino, (node, kind, heard) in list(self._files.items()):
+        for ino in list(self._files):
             if self._last.get(ino, 0) > now:
                 continue
             self._last[ino] = now + INTERVAL
+            # As it is by now: while others were announced, a change of its mode may have become one of its bytes.
+            node, kind, heard = self._files[ino]
             news = heard() if heard is not None else True
             if news is None:
                 continue
@@ -332,18 +342,39 @@ class Announcer:
                 await looked.compare_names()
             except StoreError as error:
                 log.debug("comparing names: %s", error)
-        left, came, crowded = self._changes()
+        self._telling = True
+        try:
+            await self._tell(*self._changes())
+        finally:
+            self._telling = False
+            self._overtaken.clear()
+
+    async def _tell(self, left: dict[Place, str], came: dict[Place, str], crowded: list[AnnouncedNames]) -> None:
         for directory in crowded:
             await self._announce_file(directory, "modify")
-        moves = _moves(left, came)
+        moved = moves(left, came)
+        staying = set(came.values())
         for (directory, name), before in left.items():
-            await self._announce_gone(directory, name, before)
-        for (source, name), (target, new) in moves:
+            await self._announce_gone(directory, name, before, stays=before in staying)
+        for (source, name), (target, new), meaning in moved:
             node = await self._mount.present(target, new)
-            if node is not None:
-                await self._make(Act("rename", source, name, node, target, new))
-        for directory, name in came:
-            await self._make(Act("mknod" if directory.holds_files else "mkdir", directory, name))
+            if node is None or not await self._make(Act("rename", source, name, node, target, new)):
+                self._moved_on(target, new, meaning, {(source, name): meaning, (target, new): None})
+        for (directory, name), meaning in came.items():
+            if not await self._make(Act("mknod" if directory.holds_files else "mkdir", directory, name)):
+                self._moved_on(directory, name, meaning, {(directory, name): None})
+
+    def _moved_on(self, directory: AnnouncedNames, name: bytes, meaning: str, taken: dict[Place, str | None]) -> None:
+        """What couldn't be announced is looked at again, if `name` means something else by now.
+
+        `taken` is what watchers go on to take names for; `renamed` has heard what the log meant by them.
+        """
+        if directory.meaning(name) != meaning:
+            for (where, changed), before in taken.items():
+                names = self._names.setdefault(where, {})
+                if names is not None:
+                    names[changed] = before
+            self._wake.set()
 
     def _changes(self) -> tuple[dict[Place, str], dict[Place, str], list[AnnouncedNames]]:
         """What left and what came, by name, and the directories in which that is too much. They are done with."""
@@ -365,8 +396,9 @@ class Announcer:
                     came[directory, name] = now
         return left, came, [directory for directory, names in changed.items() if names is None]
 
-    async def _announce_gone(self, directory: AnnouncedNames, name: bytes, before: str) -> None:
-        node: Node | None = directory.children.get(name)
+    async def _announce_gone(self, directory: AnnouncedNames, name: bytes, before: str, *, stays: bool) -> None:
+        # What stays must not die: who is in it would be in a removed directory.
+        node: Node | None = None if stays else directory.children.get(name)
         if node is not None:
             try:
                 await node.attributes()
@@ -374,35 +406,43 @@ class Announcer:
                 node = None
         if node is None or directory.meaning_of(node) != before:
             node = Gone(self._mount, directory, name, FILE_MODE if directory.holds_files else DIRECTORY_MODE)
-        await self._make(Act("unlink" if directory.holds_files else "rmdir", directory, name, node))
+        made = await self._make(Act("unlink" if directory.holds_files else "rmdir", directory, name, node))
+        if not made and (directory.ino, name) in self._doing:
+            names = self._names.setdefault(directory, {})
+            if names is not None:
+                names[name] = before
 
-    async def _make(self, act: Act) -> None:
-        """Have the process make the call of `act`. What it can't do is nobody's loss but the watchers'."""
+    async def _make(self, act: Act) -> bool:
+        """Have the process make the call of `act`; whether it did. What it can't do is the watchers' loss alone."""
         await self._rest()
-        path, target = self._path(act.directory), None if act.target is None else self._path(act.target)
+        places = {(act.directory.ino, act.name)} | (set() if act.target is None else {(act.target.ino, act.new)})
+        if act.name and act.kind not in {"modify", "attributes"} and places & (self._overtaken | self._doing.keys()):
+            return False
+        path, target = path_of(act.directory), None if act.target is None else path_of(act.target)
         if path is None or (act.target is not None and target is None) or not self.enabled:
-            return
+            return False
         fields = [act.kind.encode(), act.secret, path, act.name]
         if target is not None:
             fields += [target, act.new]
         for last in (False, True):
             try:
                 code = await self._call(act, fields)
-            except BrokenPipeError:
+            except BrokenPipeError as error:
                 self._deaths += 1
                 if self._deaths >= DEATHS_MAX:
                     self.enabled = False
-                    log.error("inotify watchers hear no more of changes: the process that tells them keeps ending")  # noqa: TRY400
-                    return
+                    log.error("inotify watchers hear no more of changes: of the process that tells them, %s", error)  # noqa: TRY400
+                    return False
                 continue
             if not code:
                 self._deaths = 0
-                return
+                return True
             log.debug("announcing %s of %r in %r: %s", act.kind, act.name, path, os.strerror(code))
             if last or act.shown or code != errno.ENOENT or act.kind not in {"rmdir", "unlink", "rename"}:
-                return
+                return False
             # Somebody looked meanwhile, and the kernel has kept that there is nothing.
             self._mount.notifier.entry(act.directory, act.name)
+        return False
 
     async def _call(self, act: Act, fields: list[bytes]) -> int:
         self._act = act
@@ -410,39 +450,3 @@ class Announcer:
             return await self._process.call(fields)
         finally:
             self._act = None
-
-    def _path(self, directory: Directory) -> bytes | None:
-        """Where the directory is now; None where it is nowhere."""
-        names: list[bytes] = []
-        node: Directory | None = directory
-        while node is not None and node is not self._mount.root:
-            if isinstance(node, ChatDirectory):
-                state = node.view.workspace.state
-                record = state.chats.get(node.chat)
-                if record is None or node.parent is None:
-                    return None
-                names[:0] = [record.place.encode(), state.shown_name(record).encode()]
-                node = node.parent.parent
-            else:
-                of_workspace = node.view.workspace if isinstance(node, WorkspaceDirectory) else None
-                names.insert(0, node.name if of_workspace is None else of_workspace.state.name.encode())
-                node = node.parent
-        return b"/".join([os.fsencode(self._mount.options.mountpoint), *names])
-
-
-def _moves(left: dict[Place, str], came: dict[Place, str]) -> list[tuple[Place, Place]]:
-    """What left one name and came to another: taken out of both, and in an order in which no name is taken yet."""
-    to = {meaning: place for place, meaning in came.items() if not place[0].separate}
-    found: dict[Place, Place] = {}
-    for place, meaning in list(left.items()):
-        if meaning in to and not place[0].separate:
-            found[place] = to.pop(meaning)
-            del left[place], came[found[place]]
-    ordered: list[tuple[Place, Place]] = []
-    while found:
-        free = next((place for place, target in found.items() if target not in found), None)
-        if free is None:
-            # They change places in a ring.
-            free = next(iter(found))
-        ordered.append((free, found.pop(free)))
-    return ordered

@@ -79,6 +79,8 @@ def _touch(directory: int, name: bytes, times: ctypes.Array[ctypes.c_long]) -> N
 def call(fields: list[bytes]) -> None:
     """Make the system call of one command. Raises OSError."""
     kind, secret, path, name = fields[:4]
+    if any(b"/" in each or each in {b".", b".."} for each in (name, *fields[5:])):
+        raise OSError(errno.EINVAL, "not a name")
     with _vouched(path, secret) as directory:
         match kind:
             case b"modify":

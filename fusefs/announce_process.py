@@ -26,6 +26,8 @@ from fusefs import announce_calls
 
 _PROGRAM: Final = Path(announce_calls.__file__)
 _REAP_SECONDS: Final = 5.0
+NOBODY: Final = -1
+"""No process's id. 0 would be that of everybody in another pid namespace, as the kernel gives it in a request."""
 
 
 class CallingProcess:
@@ -34,8 +36,8 @@ class CallingProcess:
     __slots__ = ("_answers", "_commands", "_process", "pid")
 
     def __init__(self) -> None:
-        self.pid = 0
-        """Whose requests are the announcer's; 0: nobody's."""
+        self.pid = NOBODY
+        """Whose requests are the announcer's."""
         self._process: subprocess.Popen[bytes] | None = None
         self._commands: trio.lowlevel.FdStream | None = None
         self._answers: trio.lowlevel.FdStream | None = None
@@ -57,9 +59,14 @@ class CallingProcess:
         self.pid = self._process.pid
 
     async def call(self, fields: Sequence[bytes]) -> int:
-        """The errno of a call, 0 where it succeeded. Raises BrokenPipeError where the process has died."""
+        """The errno of a call, 0 where it succeeded. Raises BrokenPipeError where the process died, or can't start."""
         if self._process is None:
-            self._start()
+            try:
+                self._start()
+            except OSError as error:
+                await self.end()
+                self.reap()
+                raise BrokenPipeError(f"it can't be started: {error}") from error
         assert self._commands is not None
         assert self._answers is not None
         command = b"\0".join(fields)
@@ -79,7 +86,7 @@ class CallingProcess:
 
     async def end(self) -> None:
         """Have it end: now, or when the call is answered that it is in. Its requests are anybody's from now on."""
-        self.pid = 0
+        self.pid = NOBODY
         if self._process is not None:
             self._process.kill()
         with trio.CancelScope(shield=True):

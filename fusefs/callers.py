@@ -3,7 +3,7 @@
 What /proc said of a thread is kept with its comm file open: reading that again is one system call, says which program
 it runs by now, and fails once the thread has ended, even where another has its number by then.
 
-Concurrency: on the event loop, but for `still_open`.
+Concurrency: on the event loop.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ DESCRIPTORS: Final = 256
 """Of how many open files of a process `still_open` will look at each."""
 THREADS: Final = 64
 """How many threads' comm files are kept open."""
+PROCESSES: Final = 16
+"""Of how many processes /proc/PID/fd is kept open."""
 _ODD: Final = re.compile(r"[^\w.+:@ -]")
 _COMM_MAX: Final = 64
 _STATUS_MAX: Final = 4096
@@ -138,32 +140,82 @@ _ELSEWHERE: Final = ("pipe:[", "socket:[", "anon_inode:", "/dev/null", "/dev/pts
 """How the links in /proc/PID/fd begin that lead to no file of a mount."""
 
 
+class _Descriptors:
+    """The open files of a process. Its /proc/PID/fd stays open: from there the way to each is short, and once the
+    process has ended there is none, even where another has its number by then.
+    """
+
+    __slots__ = ("_directory", "_names", "_process")
+
+    def __init__(self, process: int) -> None:
+        """Raises OSError."""
+        self._directory = os.open(f"/proc/{process}/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._process = process
+        self._names: list[str] = []
+
+    def close(self) -> None:
+        os.close(self._directory)
+
+    def has(self, ino: int) -> bool | None:
+        """See `still_open`. Raises OSError where the process has ended, or mustn't be looked at."""
+        # How many there are, since Linux 6.2: as long as all that were there still are, these are all.
+        known = os.fstat(self._directory).st_size == len(self._names) > 0
+        while True:
+            if not known:
+                self._names = os.listdir(self._directory)
+            if len(self._names) > DESCRIPTORS:
+                return None
+            for name in self._names:
+                try:
+                    # One call instead of three: most of a program's files are none of ours.
+                    elsewhere = os.readlink(name, dir_fd=self._directory).startswith(_ELSEWHERE)
+                    if not elsewhere and self._is_written(name, ino):
+                        return True
+                except FileNotFoundError:
+                    if known:
+                        break
+            else:
+                return False
+            known = False
+
+    def _is_written(self, name: str, ino: int) -> bool:
+        """Whether one of them is the file, open for writing."""
+        file = os.open(f"/proc/{self._process}/fdinfo/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            told = os.read(file, 512)
+        finally:
+            os.close(file)
+        if b"\nino:\t%d\n" % ino not in told:
+            return False
+        flags = told.partition(b"flags:")[2].partition(b"\n")[0]
+        return int(flags, 8) & os.O_ACCMODE != os.O_RDONLY
+
+
+_processes: OrderedDict[int, _Descriptors] = OrderedDict()
+
+
 def still_open(process: int, ino: int) -> bool | None:
     """Whether `process` has the file open for writing: then a close was that of a duplicate, by a fork perhaps.
 
     None where that can't be seen.
     """
+    known = _processes.get(process)
+    if known is not None:
+        try:
+            found = known.has(ino)
+        except OSError:
+            _processes.pop(process).close()
+        else:
+            _processes.move_to_end(process)
+            return found
     try:
-        descriptors = os.listdir(f"/proc/{process}/fdinfo")
+        met = _Descriptors(process)
     except OSError:
         return None
-    if len(descriptors) > DESCRIPTORS:
+    _processes[process] = met
+    if len(_processes) > PROCESSES:
+        _processes.popitem(last=False)[1].close()
+    try:
+        return met.has(ino)
+    except OSError:
         return None
-    wanted = b"\nino:\t%d\n" % ino
-    for descriptor in descriptors:
-        try:
-            # One call instead of three: most of a program's files are none of ours.
-            if os.readlink(f"/proc/{process}/fd/{descriptor}").startswith(_ELSEWHERE):
-                continue
-            file = os.open(f"/proc/{process}/fdinfo/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                told = os.read(file, 512)
-            finally:
-                os.close(file)
-        except OSError:
-            continue
-        if wanted in told:
-            flags = told.partition(b"flags:")[2].partition(b"\n")[0]
-            if int(flags, 8) & os.O_ACCMODE != os.O_RDONLY:
-                return True
-    return False

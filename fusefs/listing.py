@@ -59,9 +59,10 @@ class Listing:
             name = names[index]
             try:
                 found = await self._asked(name) if at_hand is None else self._told(at_hand(name))
-            except FUSEError:
+            except Exception:
                 if index > start:
-                    # What the reply has already is counted as looked up: it is sent. The next one begins here.
+                    # What the reply has already is counted as looked up: it is sent. The next one begins here, and
+                    # meets the error again.
                     return
                 raise
             if found is None:

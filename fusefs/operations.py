@@ -136,7 +136,10 @@ class ChatOperations(pyfuse3.Operations):
         if self._announcer.is_process(ctx.pid):
             pretended = self._announcer.looked_up(directory, name)
             if pretended is not None:
-                return await self._entry(pretended)
+                shown = await self._entry(pretended)
+                # Should the announcement fail, the kernel mustn't go on believing this.
+                shown.entry_timeout = 0
+                return shown
         if name == b".":
             return await self._entry(directory)
         if name == b"..":

@@ -40,7 +40,9 @@ def position(thread: int, ino: int) -> int:
     for descriptor in descriptors:
         try:
             # Only of those that may be it: to ask about an epoll instance that is polling this file waits for us.
-            if not os.readlink(f"/proc/{process}/fd/{descriptor}").endswith("/history.jsonl"):
+            # Where the name has been dropped from the kernel's cache since, the link says that it was deleted.
+            link = os.readlink(f"/proc/{process}/fd/{descriptor}")
+            if not link.removesuffix(" (deleted)").endswith("/history.jsonl"):
                 continue
             with Path(f"/proc/{process}/fdinfo/{descriptor}").open("rb", buffering=0) as file:
                 lines = file.read(512).splitlines()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import math
 import os
 import stat
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -19,6 +21,8 @@ from store import durability
 
 SCRATCH: Final = "scratch"
 """The directory's name in that of a chat or a workspace."""
+_LOOK_SECONDS: Final = 0.5
+"""How long what a look at a directory said is taken for true: other mounts of the store use it, too."""
 _AT_EMPTY_PATH: Final = 0x1000
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
 _AT_FDCWD: Final = -100
@@ -63,13 +67,16 @@ def identity(file: bytes | int, backing: os.stat_result) -> str:
 class ScratchArea:
     """The scratch files behind one directory of the mount."""
 
-    __slots__ = ("_directory", "_encoded", "_name", "_parent")
+    __slots__ = ("_changed_ns", "_directory", "_encoded", "_looked", "_name", "_parent")
 
     def __init__(self, parent: Callable[[], Path], name: str = SCRATCH) -> None:
         self._parent = parent
         self._name = name
         self._directory: Path | None = None
         self._encoded = b""
+        self._changed_ns = 0
+        self._looked = -math.inf
+        """When `_changed_ns` was found out, by the monotonic clock."""
 
     @property
     def directory(self) -> Path:
@@ -87,11 +94,15 @@ class ScratchArea:
             raise OSError(errno.ELOOP, "a symbolic link stands in the place of a directory", str(self.directory))
 
     def changed_ns(self) -> int:
-        """When a file last came or went, in nanoseconds; 0: never."""
-        return changed_ns(self._encoded or self._encode())
+        """When a file last came or went, in nanoseconds; 0: never. What others do is seen a moment later."""
+        now = time.monotonic()
+        if now - self._looked > _LOOK_SECONDS:
+            self._changed_ns, self._looked = changed_ns(self._encoded or self._encode()), now
+        return self._changed_ns
 
     def path(self, name: bytes) -> bytes:
-        """Where the file called `name` stands."""
+        """Where the file called `name` stands: for whoever makes, moves or removes it now."""
+        self._looked = -math.inf
         return b"%b/%b" % (self._encoded or self._encode(), name)
 
     def _encode(self) -> bytes:

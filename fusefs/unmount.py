@@ -78,7 +78,7 @@ def _fusermount(flags: str, mountpoint: Path) -> None:
     done = subprocess.run([tool, flags, "--", str(mountpoint)], capture_output=True, check=False)
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip().removeprefix("fusermount3: ")
-        busy = "busy" in reason.lower()
+        busy = reason.lower().endswith("busy")
         if busy:
             reason += ": close what is open there (see fuser -vm), then try again"
         raise UnmountError(reason or f"fusermount3 failed with status {done.returncode}", busy=busy)

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
+from fusefs.callers import process_of
 from fusefs.inodes import chat_identity
 from fusefs.nodes.attachment_file import AttachmentFile
 from fusefs.nodes.attachments import AttachmentsDirectory
@@ -248,9 +249,9 @@ class ChatView(View):
             self.copier = process
             self.unmade.update(names)
 
-    def is_unmade(self, name: bytes, process: int) -> bool:
-        """Whether `process` is the copier, and hasn't made `name` yet."""
-        return process == self.copier and name in self.unmade and process != 0
+    def is_unmade(self, name: bytes, thread: int) -> bool:
+        """Whether that thread is the copier's, and `name` hasn't been made yet."""
+        return name in self.unmade and self.copier != 0 and process_of(thread) == self.copier
 
     def removed_attachment(self, process: int, before: Seq, after: Seq) -> None:
         """`process` removed an attachment: the log went from `before` to `after`. What is hidden stays hidden."""

@@ -9,6 +9,7 @@ decided anew where the log was faster.
 
 from __future__ import annotations
 
+import functools
 import mimetypes
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
@@ -319,7 +320,7 @@ class Chat:
         """
         attachment_name(name)
         mtime_ns = _int64(mtime_ns)
-        with self.hold():
+        with self.space.hold():
             present = (await self.load()).attachments.get(name)
             if (
                 present is not None
@@ -333,14 +334,16 @@ class Chat:
                 name,
                 ref.digest,
                 ref.size,
-                mimetypes.guess_type(name)[0] or "application/octet-stream",
+                _content_type(name.partition(".")[2]),
                 mode if mode is not None or present is None else present.mode,
                 mtime_ns,
             )
             if self.workspace.state.quota_bytes and (present is None or present.ref != ref):
                 await self.workspace.check_quota(ref.size)
             await self.append_events([event], actor)
-            return await self.attachment(name)
+            state = self.space.state
+            put = None if state is None else state.attachments.get(name)
+            return put if put is not None else await self.attachment(name)
 
     async def attach(self, name: str, source: AsyncIterator[bytes] | bytes, actor: str) -> Attachment:
         """Store bytes and name them."""
@@ -386,6 +389,12 @@ class Chat:
         if mode is None and mtime_ns is None:
             return self.space.head.seq
         return await self.append_events([ev.AttachmentChanged(name, mode, mtime_ns)], actor)
+
+
+@functools.lru_cache(maxsize=256)
+def _content_type(suffixes: str) -> str:
+    """Of a file whose name ends so, behind its first dot."""
+    return mimetypes.guess_type(f"x.{suffixes}")[0] or "application/octet-stream"
 
 
 def _int64(value: int | None) -> int | None:

@@ -21,6 +21,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 from store.errors import ReadOnly, StoreError, StoreFailed, StoreFull
@@ -113,13 +114,27 @@ def store_error(error: OSError, what: str) -> StoreError:
     return StoreFailed(f"{what}: {reason}")
 
 
-@contextlib.contextmanager
-def failing(what: str) -> Iterator[None]:
+class _Failing(contextlib.AbstractContextManager[None]):
+    """Not a generator: it is entered for every small write."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            raise store_error(error, self._what) from error
+
+
+def failing(what: str) -> contextlib.AbstractContextManager[None]:
     """Turn an OSError of the block into the store's error for it."""
-    try:
-        yield
-    except OSError as error:
-        raise store_error(error, what) from error
+    return _Failing(what)
 
 
 def create(label: str, path: str | Path, flags: int = os.O_WRONLY) -> int:

@@ -370,8 +370,12 @@ _FIELDS: Final = {
 
 
 def parse(data: bytes) -> Event | Unknown:
-    """What `data` (one valid JSON value) says."""
-    return interpret(orjson.loads(data))
+    """What `data` says: nothing, where it isn't a JSON value."""
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return Unknown(None)
+    return interpret(value)
 
 
 def interpret(value: Any) -> Event | Unknown:

@@ -92,7 +92,7 @@ def _from_envelope(raw: bytes, value: dict[str, Any], actor: str, new_id: Callab
     entry = codec.parse(raw)
     # Of a key that stands there twice JSON takes the last, and the entry's form spans both.
     if entry is not None and _is_value(entry.data):
-        data = entry.data
+        data = entry.data.strip(b" \t\r")
     else:
         try:
             data = orjson.dumps(value["data"])

@@ -74,7 +74,7 @@ class Usage:
             for chat in chats:
                 shares[chat] = share = await self._measure_chat(chat)
                 total += share.bytes
-                blobs.update(share.blobs)
+                _count(blobs, share.blobs)
             self._shares = shares
         return total + sum(blobs.values())
 
@@ -118,12 +118,18 @@ class Usage:
                     if b'"attachment.put"' in line:
                         entry = codec.parse(line)
                         value = orjson.loads(entry.data) if entry is not None else None
-                        if isinstance(value, dict) and isinstance(value.get("size"), int):
-                            found[Digest(str(value.get("digest")))] = value["size"]
+                        if isinstance(value, dict) and type(value.get("size")) is int:
+                            _count(found, {Digest(str(value.get("digest"))): value["size"]})
                 await trio.lowlevel.checkpoint()
         finally:
             await log.aclose()
         return found
+
+
+def _count(found: dict[Digest, int], blobs: dict[Digest, int]) -> None:
+    """Add blobs. Logs say how long they are, and anybody may write into a log: the longest counts."""
+    for digest, size in blobs.items():
+        found[digest] = max(found.get(digest, 0), size)
 
 
 async def compacted_blobs(driver: Driver, log: AppendLog) -> dict[Digest, int]:

@@ -163,8 +163,10 @@ class WorkspaceState:
             self.apply(entry)
 
     def _begin(self, event: ev.WorkspaceCreated, entry: Entry) -> None:
-        if not self.id:
-            self.id, self.name, self.user = WorkspaceId(event.id), event.name, event.user or ""
+        if not self.id and is_uuid(event.id):
+            # One whose name can't be shown goes by its id, until it is renamed.
+            name = event.name if _is_name(event.name) else event.id
+            self.id, self.name, self.user = WorkspaceId(event.id), name, event.user or ""
             self.created = entry.ts
 
     def _end(self, _event: ev.WorkspaceTrashed, _entry: Entry) -> None:

@@ -57,7 +57,8 @@ class Complaints(logging.Handler):
         """See Handler."""
         cause = record.exc_info[1] if record.exc_info else None
         complain(record.getMessage() + (f": {type(cause).__name__}: {cause}" if cause is not None else ""))
-        self._errors.add(getattr(record, "error", ""))
+        if error := getattr(record, "error", ""):
+            self._errors.add(error)
 
     def has(self, error: BaseException) -> bool:
         """Whether a record said the same as this error does."""

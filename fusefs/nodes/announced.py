@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+import secrets
+from typing import TYPE_CHECKING
+
+from pyfuse3 import EntryAttributes
+
+from fusefs.attributes import attributes
 from fusefs.nodes.base import Directory, Node
+
+if TYPE_CHECKING:
+    from fusefs.mount import Mount
 
 
 class AnnouncedNames(Directory):
@@ -28,3 +37,16 @@ class AnnouncedNames(Directory):
 
     async def compare_names(self) -> None:
         """Find out which names changed, and tell the announcer: for where that isn't known."""
+
+
+class Gone(Node):
+    """What had a name, where the kernel didn't hold it."""
+
+    __slots__ = ("mode",)
+
+    def __init__(self, mount: Mount, parent: Directory, name: bytes, mode: int) -> None:
+        super().__init__(mount, f"gone:{secrets.token_hex(8)}", parent, name)
+        self.mode = mode
+
+    async def attributes(self) -> EntryAttributes:
+        return attributes(self.mount.options, self.ino, self.mode, timeout=0)

@@ -44,6 +44,7 @@ class AttachmentFile(InView):
         "_mtime_ns",
         "_shown",
         "_told",
+        "asked",
         "changing",
         "dirty",
         "gone",
@@ -74,6 +75,8 @@ class AttachmentFile(InView):
         self._checked = 0
         self._lost: tuple[int, StoreError] | None = None
         """Where a write failed, and with what: a file with a hole isn't committed."""
+        self.asked = False
+        """Whether attributes were asked for since the last write: it makes the kernel forget size and times."""
         self._shown: BlobRef | None = None
         """The bytes that the kernel may have pages of; None: it may have others."""
         self._told: Digest | None = None
@@ -85,12 +88,12 @@ class AttachmentFile(InView):
         """What the log says of it, under whatever name; None where it was never committed."""
         if self.gone is not None:
             return self.gone
+        if self.view.pending.get(self.name) is self:
+            return None
         state = await self.view.chat.load()
         found = state.attachments.get(self.name.decode(errors="replace"))
         if found is not None and found.id == self.id:
             return found
-        if self.view.pending.get(self.name) is self:
-            return None
         return next((other for other in state.attachments.values() if other.id == self.id), None)
 
     async def lose_name(self) -> Attachment | None:
@@ -103,6 +106,7 @@ class AttachmentFile(InView):
 
     async def attributes(self) -> EntryAttributes:
         found = await self.attachment()
+        self.asked = True
         staging = self.staging
         if found is None and staging is None:
             raise refuse(errno.ENOENT)
@@ -189,6 +193,7 @@ class AttachmentFile(InView):
             raise
         if self._lost is not None and offset <= self._lost[0] < end:
             self._lost = None
+        self.asked = False
         return taken
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -252,9 +257,14 @@ class AttachmentFile(InView):
                 self._mode = self._mtime_ns = None
                 self.staging = None
                 await staging.discard()
-            self.mount.notifier.attributes(self)
+            self._notify_attributes()
         finally:
             self.lock.release()
+
+    def _notify_attributes(self) -> None:
+        """Its own commit changed the times: news only to a kernel that has asked since the last write."""
+        if self.asked:
+            self.mount.notifier.attributes(self)
 
     async def closed(self, actor: str) -> None:
         """A handle was released. What can't be committed at the last close is kept as a scratch file."""
@@ -291,7 +301,9 @@ class AttachmentFile(InView):
 
     def log_moved(self, found: Attachment | None) -> None:
         """What the log says of it is `found` now: by this file's own commit, or otherwise."""
-        if self.lock.locked() or found is None or found.ref == self._shown:
+        if self.lock.locked():
+            self._notify_attributes()
+        elif found is None or found.ref == self._shown:
             self.mount.notifier.attributes(self)
         else:
             self.mount.notifier.contents(self)
@@ -325,12 +337,15 @@ class AttachmentHandle(Handle):
         # that can't be told, a file that was only created or truncated commits when the handle goes.
         alone = self.file.handles == 1 and self.caller.process > 0
         open_still = still_open(self.caller.process, self.file.ino) if alone else None
+        if not alone:
+            self.file.asked = True  # another handle's write may not be over for the kernel
         if not open_still and (self.unsynced or (open_still is False and self.file.dirty)):
             await self.file.commit(self.caller.actor)
             self.unsynced = False
             await self.file.mount.synced(self.file.view.sync)
 
     async def sync(self) -> None:
+        self.file.asked = True
         await self.file.commit(self.caller.actor)
         self.unsynced = False
         await self.file.mount.fsynced(self.file.view.sync)

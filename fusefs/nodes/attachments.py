@@ -42,18 +42,12 @@ class AttachmentsDirectory(InView, LoggedNames):
     def __init__(self, mount: Mount, view: ChatView, parent: Directory) -> None:
         super().__init__(mount, f"{view.identity}/attachments", parent, b"attachments")
         self.view = view
-        self._known: dict[str, Attachment] = {}
-        """While the kernel holds it: what the log said last, to see what changes."""
-
-    def appeared(self) -> None:
-        super().appeared()
-        if self.mount.announcer.enabled:
-            state = self.view.chat.space.state
-            self._known = {} if state is None else dict(state.attachments)
+        self._known: dict[str, Attachment] | None = None
+        """While the kernel holds it: what the log said last, to see what changes; None: nobody has asked yet."""
 
     def vanished(self) -> None:
         super().vanished()
-        self._known = {}
+        self._known = None
 
     async def attributes(self) -> EntryAttributes:
         when = await self._changed_ns()
@@ -70,11 +64,14 @@ class AttachmentsDirectory(InView, LoggedNames):
         if change.mtime_ns is not None:
             self.view.attachments_mtime = (change.mtime_ns, await self._changed_ns())
 
-    def seems_missing(self, name: bytes, process: int) -> bool:
-        return self.view.is_unmade(name, process)
+    def seems_missing(self, name: bytes, thread: int) -> bool:
+        return self.view.is_unmade(name, thread)
 
     async def _changed_ns(self) -> int:
         state = await self.view.chat.load()
+        if self._known is None and self.lookups and self.mount.announcer.enabled:
+            # The kernel is about to hold it, and whoever watches it, to take it for what it is now.
+            self._known = dict(state.attachments)
         return max(state.attachments_changed_ns or self.view.created_ns, _newest(self.view))
 
     async def names(self) -> list[bytes]:
@@ -89,20 +86,27 @@ class AttachmentsDirectory(InView, LoggedNames):
             if backing is None:
                 raise refuse(errno.ENOENT)
             return self.child(name, ScratchFile(self.mount, self.view.scratch_attachments, backing, self, name))
+        node = await self._present(name)
+        if node is None:
+            raise refuse(errno.ENOENT)
+        return node
+
+    async def _present(self, name: bytes) -> AttachmentFile | None:
         pending = self.view.pending.get(name)
         if pending is not None:
             return pending
         try:
             found = (await self.view.chat.load()).attachments.get(name.decode())
         except UnicodeDecodeError:
-            found = None
-        if found is None:
-            raise refuse(errno.ENOENT)
-        return self.node_of(found)
+            return None
+        return None if found is None else self.node_of(found)
 
     def node_of(self, found: Attachment) -> AttachmentFile:
         """The node of an attachment."""
         name = found.name.encode()
+        known = self.children.get(name)
+        if isinstance(known, AttachmentFile) and known.id == found.id and known.became is None:
+            return known
         node = self.child(name, AttachmentFile(self.mount, self.view, found.id, self, name))
         assert isinstance(node, AttachmentFile)
         return node
@@ -120,7 +124,7 @@ class AttachmentsDirectory(InView, LoggedNames):
             self.mount.notifier.attributes(self)
             return scratch, ScratchHandle(scratch, descriptor, flags, caller)
         checked_name(name)
-        node = await self.mount.present(self, name)
+        node = await self._present(name)
         self.view.check_sound()
         if node is None:
             node = AttachmentFile(self.mount, self.view, AttachmentId(uuid7()), self, name)
@@ -203,6 +207,8 @@ class AttachmentsDirectory(InView, LoggedNames):
             announcer.look(self)
             return
         present, known = state.attachments, self._known
+        if known is None:
+            return
         changed = known.keys() | present.keys() if names is None else [name.decode(errors="replace") for name in names]
         for text in changed:
             before, found = known.get(text), present.get(text)
@@ -231,7 +237,7 @@ class AttachmentsDirectory(InView, LoggedNames):
         self.announce(None)
 
     def meaning(self, name: bytes) -> AttachmentId | None:
-        found = self._known.get(name.decode(errors="replace"))
+        found = None if self._known is None else self._known.get(name.decode(errors="replace"))
         return None if found is None else found.id
 
     def meaning_of(self, child: Node) -> AttachmentId | None:

@@ -146,8 +146,8 @@ class Directory(Node):
                 # An emptied dict keeps the room that it took.
                 self.children = _NONE
 
-    def seems_missing(self, name: bytes, process: int) -> bool:
-        """Whether `process` must not see `name` yet, although it is there."""
+    def seems_missing(self, name: bytes, thread: int) -> bool:
+        """Whether the process of that thread must not see `name` yet, although it is there."""
         return False
 
     async def lookup(self, name: bytes) -> Node:
@@ -202,7 +202,7 @@ class Directory(Node):
         known = self.mount.inodes.known(node.ino)
         if known is None or known.became is not None or type(known) is not type(node):
             return node
-        if known.parent is not self or known.name != name:
+        if known.parent is not self or known.name != name or self.children.get(name) is not known:
             known.placed(self, name)
         return known
 

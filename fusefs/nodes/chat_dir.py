@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from pyfuse3 import EntryAttributes
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 PROJECTED: Final = (b"history.jsonl", b"history.md", b"chat.json", b"attachments")
 """In the order of a listing: a copy then brings the log before what the log renders."""
+_NONE: Final[Mapping[bytes, Node]] = MappingProxyType({})
 
 
 class ScratchDirectory(Directory):
@@ -120,7 +123,7 @@ class ScratchDirectory(Directory):
 class ChatDirectory(ScratchDirectory):
     """One chat. A listing makes thousands of these: what only the chat's files need is made when they are looked at."""
 
-    __slots__ = ("_area", "_generation", "_of", "_told", "_view", "chat")
+    __slots__ = ("_announced", "_area", "_generation", "_of", "_told", "_view", "chat")
 
     fixed = PROJECTED
 
@@ -131,6 +134,8 @@ class ChatDirectory(ScratchDirectory):
         self._view: ChatView | None = None
         self._area: ScratchArea | None = None
         self._told = False
+        self._announced: Mapping[bytes, Node] = _NONE
+        """The nodes of what was announced lately and that the kernel doesn't hold: a log may move often."""
         self._generation = 0
 
     def died(self) -> None:
@@ -151,6 +156,7 @@ class ChatDirectory(ScratchDirectory):
 
     def vanished(self) -> None:
         super().vanished()
+        self._announced = _NONE
         if self._told:
             self._told = False
             self.view.dropped(self)
@@ -159,7 +165,11 @@ class ChatDirectory(ScratchDirectory):
         """The log moved, and with it what these files show: who watches the directory hears of all of them."""
         for name in names:
             if name not in self.children:
-                self.mount.announcer.modified(self.projected(name))
+                node = self._announced.get(name)
+                if node is None:
+                    node = self.projected(name)
+                    self._announced = {**self._announced, name: node}
+                self.mount.announcer.modified(node)
 
     @property
     def view(self) -> ChatView:
@@ -195,8 +205,8 @@ class ChatDirectory(ScratchDirectory):
         self.view.hidden.pop(name, None)
         self.view.unmade.discard(name)
 
-    def seems_missing(self, name: bytes, process: int) -> bool:
-        return self.view.is_unmade(name, process)
+    def seems_missing(self, name: bytes, thread: int) -> bool:
+        return self.view.is_unmade(name, thread)
 
     def projected(self, name: bytes) -> Node:
         self.look()

@@ -239,9 +239,11 @@ class ProjectedFile(InView):
             await handle.truncate(0)
         else:
             handle.base = await self.present()
+        lively = handle.writable or await self.is_lively()
+        # From here on nothing is waited for: who begins a draft then finds this handle.
         # A write past its cache makes the kernel ignore the size that it is told meanwhile: it would cut reads short.
         written = any(other.writable for other in self.handles)
-        handle.direct_io = handle.writable or written or bool(self.drafts or self._beginning) or await self.is_lively()
+        handle.direct_io = lively or written or bool(self.drafts or self._beginning)
         if not handle.writable:
             if not handle.direct_io and self.attributes_cached and self._told is not None:
                 handle.base = self._told

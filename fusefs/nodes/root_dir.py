@@ -100,8 +100,9 @@ class RootDirectory(AnnouncedNames):
 
     async def compare_names(self) -> None:
         """Look which workspaces there are."""
+        found = await self.mount.store.workspaces()
         known, self._known = self._known, {}
-        for workspace in await self.mount.store.workspaces():
+        for workspace in found:
             self._known[workspace.state.name.encode()] = workspace.id
             self.mount.announcer.watch(workspace.space.id)
         settled, self._settled = self._settled, set()

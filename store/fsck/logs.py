@@ -26,6 +26,7 @@ _FIELD: Final = b',"crc":"%08x"}'
 _FIELD_SIZE: Final = len(b',"crc":"00000000"}')
 _TELLING: Final = (b'"attachment.put"', b'"type":"log.', b'"chat.deleted"')
 """What the line of an event has that is about something outside the log. Long words are found fast."""
+_TYPES: Final = ("attachment.put", "log.compacted", "log.lost", "chat.deleted")
 
 
 class Telling(NamedTuple):
@@ -143,7 +144,7 @@ def telling_of(line: bytes) -> Telling | None:
         value = orjson.loads(entry.data)
     except orjson.JSONDecodeError:
         return None
-    if isinstance(value, dict) and value.get("type") in {"attachment.put", "log.compacted", "log.lost", "chat.deleted"}:
+    if isinstance(value, dict) and value.get("type") in _TYPES:
         return Telling(entry.seq, entry.actor if entry.origin is None else "", value)
     return None
 

@@ -60,13 +60,15 @@ class References:
 
     def is_known(self, digest: Any, size: Any) -> bool:
         """Whether the blob is there with that size; a few thousand answers are remembered."""
+        if not isinstance(digest, str) or type(size) is not int:
+            return False
         key = (digest, size)
-        if self._collects and isinstance(digest, str):
+        if self._collects:
             self.collected.add(Digest(digest))
         if key in self._known:
             self._known.move_to_end(key)
             return True
-        if not isinstance(digest, str) or type(size) is not int or self.size(Digest(digest)) != size:
+        if self.size(Digest(digest)) != size:
             return False
         self._known[key] = None
         if len(self._known) > _KNOWN:

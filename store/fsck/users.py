@@ -61,10 +61,9 @@ def users_of(context: Context, digests: set[Digest], chats: Iterable[tuple[Space
                 telling = logs.telling_of(line)
                 value: dict[str, Any] = telling.value if telling is not None else {}
                 for key in ("digest", "state"):
-                    if value.get(key) in digests:
-                        _note(
-                            found, Digest(value[key]), space, where, str(value.get("name")) if key == "digest" else ""
-                        )
+                    named = value.get(key)
+                    if isinstance(named, str) and named in digests:
+                        _note(found, Digest(named), space, where, str(value.get("name")) if key == "digest" else "")
     return found
 
 

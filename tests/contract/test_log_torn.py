@@ -200,6 +200,18 @@ async def test_much_that_isnt_synced_is_synced_by_the_way(file_backend: FileBack
     assert found == list(range(1, log.head.seq + 1))
 
 
+async def test_a_long_batch_is_synced_at_once(file_backend: FileBackend):
+    """Else the next one could reach the disk without it: a hole so far from the end is damage."""
+    log = await open_log(file_backend)
+    assert log.append_now(entries("x" * 1000)) is not None
+    assert log.append_now(entries("x" * UNSYNCED)) is None
+    system = FaultySystem("nothing", OSError())
+    with faulty(system):
+        await log.append(entries("x" * UNSYNCED))
+    assert "log.sync" in system.seen
+    assert log.append_now(entries("x" * 1000)) is not None
+
+
 async def test_the_first_batch_of_all_can_be_torn(file_backend: FileBackend):
     log = await open_log(file_backend)
     await log.append(entries("a", "b"))

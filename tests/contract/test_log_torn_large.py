@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from store.drivers.file.holes import end_of_data
 from store.drivers.file.text import LOG_NAME
 from store.model import SpaceId
 from tests.contract.backends import FileBackend, entries
@@ -125,6 +127,22 @@ async def test_gigabytes_of_damage_are_said(file_backend: FileBackend, tail: lis
     assert "is damaged after entry 2, at byte" in damage
     assert (read, appended) == ("[1, 2]", "refused")
     assert path.stat().st_size == size
+
+
+def test_where_the_file_system_doesnt_know_its_holes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"\0x" + bytes(5))
+
+    def refuse(*_args: int) -> int:
+        raise OSError(errno.EINVAL, "injected")
+
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert end_of_data(fd, 7) == 2
+        monkeypatch.setattr(os, "lseek", refuse)
+        assert end_of_data(fd, 7) == 2
+    finally:
+        os.close(fd)
 
 
 async def test_a_log_of_nothing_but_nul_bytes(file_backend: FileBackend):

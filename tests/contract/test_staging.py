@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from store.driver import CHUNK, Driver, Staging
+from store.drivers.file.blobs import FileBlobs
 from store.errors import StoreFailed, StoreFull
 from tests.contract.backends import Backend, FaultySystem, FileBackend, MemoryBackend, drafts_in, faulty
 from tests.contract.test_blobs import LONG, digest_of, got, listed
@@ -45,6 +46,52 @@ async def test_write_commit_and_go_on(backend: Backend):
     assert (await staging.commit()) == second
     await staging.discard()
     assert drafts_in(backend) == []
+
+
+async def test_a_small_one_that_was_committed_changes_no_blob(backend: Backend):
+    """Without syncing, its own file becomes the blob: from then on it is only copied."""
+    driver = await backend.open()
+    staging = driver.blobs.stage(label={"name": "x"})
+    staging.write(0, b"hello")
+    refs = {b"hello": await staging.commit(durable=False)}
+    assert await staging.commit(durable=False) == refs[b"hello"]
+    staging.write(1, b"u")
+    refs[b"hullo"] = await staging.commit(durable=False)
+    staging.truncate(3)
+    refs[b"hul"] = await staging.commit(durable=False)
+    staging.write(3, b"k")
+    staging.write(4, b"s")
+    refs[b"hulks"] = await staging.commit(durable=True)
+    assert staging.read(0, 10) == b"hulks"
+    for data, ref in refs.items():
+        assert (ref.digest, ref.size) == (digest_of(data), len(data))
+        assert await got(driver, ref.digest) == data
+    staging.write(0, b"B")
+    await staging.discard()
+    assert [await got(driver, ref.digest) for ref in refs.values()] == list(refs)
+    await driver.aclose()
+    assert drafts_in(backend) == []
+
+
+@pytest.mark.parametrize("label", ["blob.link", "blob.announce", "draft.label"])
+async def test_a_small_commit_that_fails_can_be_tried_again(file_backend: FileBackend, label: str):
+    driver = await file_backend.open()
+    await driver.blobs.put(b"so that the directories are there")
+    staging = driver.blobs.stage(label={"name": "x"})
+    staging.write(0, b"small")
+    with faulty(FaultySystem(label, OSError(errno.EIO, "broken"))), pytest.raises(StoreFailed):
+        await staging.commit(durable=False)
+        staging.write(5, b"er")
+        await staging.commit(durable=False)
+    assert staging.read(0, 10) in {b"small", b"smaller"}
+    staging.write(0, b"taller")
+    ref = await staging.commit(durable=False)
+    assert await got(driver, ref.digest) == staging.read(0, 10)
+    for small in [found for found in await listed(driver) if found.digest == digest_of(b"small")]:
+        assert await got(driver, small.digest) == b"small"
+    await staging.discard()
+    await driver.aclose()
+    assert drafts_in(file_backend) == []
 
 
 async def test_an_untouched_one_is_its_base(backend: Backend):
@@ -259,7 +306,7 @@ async def test_a_small_commit_is_few_system_calls(file_backend: FileBackend):
         staging.write(0, b"x")
         await staging.commit(durable=False)
         await staging.discard()
-    assert system.seen == ["draft.label", "draft.chunk", "blob.link", "blob.announce", "draft.label", "draft.drop"]
+    assert system.seen == ["draft.label", "draft.chunk", "blob.link", "blob.announce", "draft.drop"]
 
 
 async def test_small_drafts_share_a_label(file_backend: FileBackend):
@@ -311,7 +358,81 @@ async def test_a_draft_that_cant_be_removed_leaves_nothing_to_the_next(file_back
     await found.discard()
 
 
+async def test_a_draft_that_is_worked_on_until_its_process_dies_is_taken_over_whole(
+    file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+):
+    """Who looks for abandoned drafts has listed its files when more are made, and the process dies only then."""
+    one, two = await file_backend.open(), await file_backend.open()
+    staging = one.blobs.stage(label={"name": "x"})
+    staging.write(0, b"begins")
+    hold = FileBlobs._hold
+
+    def die_before(self: FileBlobs, label: str) -> int | None:
+        staging.write(CHUNK, b"goes on")
+        forget(staging)
+        return hold(self, label)
+
+    monkeypatch.setattr(FileBlobs, "_hold", die_before)
+    (found,) = await two.blobs.abandoned()
+    assert (found.read(0, 6), found.read(CHUNK, 10)) == (b"begins", b"goes on")
+    await found.discard()
+    assert drafts_in(file_backend) == []
+
+
 # ---- digests that are known before the commit
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("at", [1000, 500])
+async def test_what_a_failed_write_left_isnt_in_the_blob_unnoticed(
+    file_backend: FileBackend, at: int, *, durable: bool
+):
+    driver = await file_backend.open()
+    staging = driver.blobs.stage(label={})
+    staging.write(0, b"a" * 1000)
+
+    class Full(FaultySystem):
+        def pwrite(self, label: str, fd: int, data: bytes | memoryview, offset: int) -> int:
+            if self.seen:
+                raise OSError(errno.ENOSPC, "injected")
+            self.seen.append(label)
+            return os.pwrite(fd, data[:50], offset)
+
+    with faulty(Full("draft.chunk", OSError())), pytest.raises(StoreFull):
+        staging.write(at, b"b" * 100)
+    expected = staging.read(0, 2000)
+    assert len(expected) == 1000
+    ref = await staging.commit(durable=durable)
+    await staging.discard()
+    other = await file_backend.open()
+    assert (ref.size, ref.digest) == (1000, digest_of(expected))
+    assert await other.blobs.stat(ref.digest) == ref
+    assert await got(other, ref.digest) == expected
+
+
+@pytest.mark.parametrize("how", ["gap", "truncate", "crash"])
+async def test_what_a_failed_write_left_behind_the_end_is_gone(file_backend: FileBackend, how: str):
+    driver = await file_backend.open()
+    staging: Staging = driver.blobs.stage(label={"name": "x"})
+    staging.write(0, b"a" * 1000)
+    with faulty(FaultySystem("draft.chunk", OSError(errno.ENOSPC, "injected"))) as system:
+        system.pwrite = (
+            lambda label, fd, data, offset: (  # type: ignore[method-assign]
+                os.pwrite(fd, data[:50], offset) if offset == 1000 else system._meet(label) or 0
+            )
+        )
+        with pytest.raises(StoreFull):
+            staging.write(1000, b"b" * 100)
+    if how == "gap":
+        staging.write(2000, b"z")
+    elif how == "truncate":
+        staging.truncate(2000)
+    else:
+        forget(staging)
+        (staging,) = await (await file_backend.open()).blobs.abandoned()
+        assert staging.size == 1000
+    assert staging.read(0, 2000) == (b"a" * 1000).ljust(min(staging.size, 2000), b"\0")
+    await staging.discard()
 
 
 @pytest.mark.parametrize("piece", [700, 65536, 128 * 1024, CHUNK, CHUNK + 5])

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 
 from store.library import open_store
+from store.registry import open_driver
 from tests.faults import session
 from tests.faults.disk import EXTREMES, Choice, Drawn, PowerCut, build, states
 from tests.faults.faulty import FailingAt, standing_in
@@ -91,3 +92,43 @@ def test_a_second_power_cut_during_recovery(quick_path: Path):
                 error.add_note(f"and while recovering after {second} ({recovery.labels[second]}), {choice!r}")
                 raise
             shutil.rmtree(quick_path / "cut")
+
+
+async def _two_drafts(url: str) -> None:
+    """One after the other, which share a label (`store.drivers.file.labels`)."""
+    driver = await open_driver(url)
+    first = driver.blobs.stage(label={"chat": "first"})
+    first.write(0, b"of the first")
+    await first.sync()
+    await first.commit()
+    await first.discard()
+    second = driver.blobs.stage(label={"chat": "second"})
+    second.write(0, b"of the second")
+    await second.commit()
+    await driver.aclose()
+
+
+async def _abandoned(url: str) -> list[tuple[str, bytes]]:
+    driver = await open_driver(url)
+    found = [(draft.label["chat"], draft.read(0, 100)) for draft in await driver.blobs.abandoned()]
+    await driver.aclose()
+    return found
+
+
+def test_no_draft_comes_back_with_the_bytes_of_another(quick_path: Path):
+    root = quick_path / "store"
+    root.mkdir(mode=0o700)
+    recorded = PowerCut(root)
+    with standing_in(recorded):
+        trio.run(_two_drafts, root.as_uri())
+    met = set()
+    for cut in range(1, recorded.moment + 1):
+        for number in range(rounds(10, 100)):
+            choice = Drawn(f"{number}")
+            build(recorded, cut, choice, quick_path / "cut")
+            for chat, content in trio.run(_abandoned, (quick_path / "cut").as_uri()):
+                met.add(chat)
+                other = b"second" if chat == "first" else b"first"
+                assert other not in content, f"after operation {cut} ({recorded.labels[cut]}), {choice!r}"
+            shutil.rmtree(quick_path / "cut")
+    assert met == {"first", "second"}

@@ -15,11 +15,13 @@ import pytest
 
 from store import events as ev
 from store.chat import Chat as StoreChat
-from store.model import LINE_MAX, ChatId, NewEntry, uuid7
+from store.library import Store
+from store.model import LINE_MAX, ChatId, NewEntry, WorkspaceId, uuid7, workspace_space
 from store.workspace import Workspace as StoreWorkspace
 from tests.support import ops, torture
 from tests.support.mounts import Chat, Mounted, Workspace, message
 from tests.support.ops import append, refused
+from tests.support.watching import Watcher
 
 pytestmark = pytest.mark.mount
 
@@ -335,3 +337,23 @@ def test_a_message_too_long_for_a_line_of_the_log(shared_mount: Mounted, chat: C
     kept = sorted(chat.directory.glob("history.md.rejected-*"))
     assert [path.read_bytes() for path in kept] == [text, text[len(before[1]) :]]
     alive(shared_mount, chat)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "a/b", "..", ".hidden", "a\nb"])
+def test_a_workspace_whose_log_gives_it_no_name_goes_by_its_id(mounted: Mounted, name: str) -> None:
+    """Neither the others are hidden by it, nor is anything touched outside of the mount."""
+    new = WorkspaceId(uuid7())
+
+    async def make(store: Store) -> None:
+        space = await store.driver.open_log(workspace_space(new), create=True)
+        await space.append([NewEntry(ev.WorkspaceCreated(new, name).encode(), "elsewhere")])
+        await space.aclose()
+
+    with Watcher(mounted.mountpoint) as watcher:
+        mounted.workspace("ok")
+        ops.elsewhere(mounted, make)
+        watcher.expect(f"CREATE {new}")
+    assert sorted(os.listdir(mounted.mountpoint)) == sorted([new, "ok"])
+    assert not (mounted.root / "escaped").exists()
+    (mounted.mountpoint / new).rename(mounted.mountpoint / "named")
+    assert sorted(os.listdir(mounted.mountpoint)) == ["named", "ok"]

@@ -15,7 +15,7 @@ from store.library import Store
 from store.workspace import Workspace as StoreWorkspace
 from store.workspace_state import Place
 from tests.support.mounts import Chat, Mounted, Workspace, data, message, mounting
-from tests.support.ops import append, elsewhere, say_elsewhere, with_chat
+from tests.support.ops import append, elsewhere, opened, say_elsewhere, with_chat
 from tests.support.waiting import wait_for
 from tests.support.watching import Watcher
 
@@ -242,24 +242,64 @@ def test_workspaces_come_move_and_go(mounted: Mounted) -> None:
             assert done(mounted, watcher) == events
 
 
-def test_a_swap_of_names_is_told_as_it_ends(mounted: Mounted, chat: Chat) -> None:
+def named(before: set[str], events: list[str]) -> set[str]:
+    """The names that a watcher of a directory takes it to have."""
+    names = set(before)
+    for event in events:
+        what, name = event.split(" ", 1)
+        if what in {"CREATE", "MOVED_TO"}:
+            names.add(name)
+        elif what in {"DELETE", "MOVED_FROM"}:
+            assert name in names, events
+            names.remove(name)
+    return names
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_swap_of_names_is_told_as_it_ends(mounted: Mounted, chat: Chat, known: bool) -> None:  # noqa: FBT001
     chats = chat.directory.parent
     inode = chat.directory.stat().st_ino
 
+    async def make(store: Store) -> None:
+        await (await store.workspace("demo")).create_chat("other", "elsewhere")
+
     async def swap(store: Store) -> None:
         demo = await store.workspace("demo")
-        trip = await demo.record("trip")
-        other = await demo.create_chat("other", "elsewhere")
+        trip, other = await demo.record("trip"), await demo.record("other")
         await demo.move_chat(trip.id, Place.CHATS, "aside", "elsewhere")
         await demo.move_chat(other.id, Place.CHATS, "trip", "elsewhere")
         await demo.move_chat(trip.id, Place.CHATS, "other", "elsewhere")
 
     with Watcher(chats) as watcher:
+        elsewhere(mounted, make)
+        if known:
+            watcher.expect("CREATE other")
         elsewhere(mounted, swap)
-        watcher.expect("MOVED_FROM trip", "MOVED_TO other", "CREATE trip")
+        assert named({"trip"}, done(mounted, watcher)) == {"trip", "other"}
+        assert {event.partition(" ")[2] for event in watcher.heard} >= {"trip", "other"}
     assert (chats / "other").stat().st_ino == inode
     assert (chats / "trip").stat().st_ino != inode
     assert b"hello" in (chats / "other" / "history.md").read_bytes()
+
+
+def test_who_is_in_a_chat_that_changes_its_name_with_another_stays_in_it(mounted: Mounted, chat: Chat) -> None:
+    chats = chat.directory.parent
+    (chats / "other").mkdir()
+
+    async def swap(store: Store) -> None:
+        demo = await store.workspace("demo")
+        trip, other = await demo.record("trip"), await demo.record("other")
+        await demo.move_chat(trip.id, Place.CHATS, "aside", "elsewhere")
+        await demo.move_chat(other.id, Place.CHATS, "trip", "elsewhere")
+        await demo.move_chat(trip.id, Place.CHATS, "other", "elsewhere")
+
+    with opened(chats / "trip", os.O_DIRECTORY) as one, opened(chats / "other", os.O_DIRECTORY) as two:
+        for _ in range(2):
+            elsewhere(mounted, swap)
+            settle(mounted)
+            for descriptor in (one, two):
+                file = os.open("note", os.O_WRONLY | os.O_CREAT, dir_fd=descriptor)
+                os.close(file)
 
 
 def test_what_is_done_here_is_told_once(mounted: Mounted, chat: Chat) -> None:
@@ -359,3 +399,19 @@ def test_names_of_a_new_workspace(mounted: Mounted) -> None:
     with Watcher(found.directory / "chats") as watcher:
         mounted.cli("chat", "new", "new/chat")
         watcher.expect("CREATE chat")
+
+
+def test_attachments_of_a_chat_that_nobody_has_used_since_the_mount(mounted: Mounted) -> None:
+    chat = mounted.workspace().chat()
+    for name in ("changed", "removed"):
+        (chat.attachments / name).write_bytes(name.encode())
+    mounted.remount()
+
+    async def change(_: StoreWorkspace, found: StoreChat) -> None:
+        await found.attach("changed", b"other bytes", "elsewhere")
+        await found.remove_attachment("removed", "elsewhere")
+
+    with Watcher(chat.attachments) as watcher:
+        with_chat(mounted, "demo", "trip", change)
+        watcher.expect("MODIFY changed", "DELETE removed")
+        assert sorted(done(mounted, watcher)) == ["DELETE removed", "MODIFY changed"]

@@ -212,3 +212,14 @@ def test_a_daemon_killed_while_it_announces_leaves_nobody_hanging(mounted: Mount
             os.listdir(chat.directory)
             os.listdir(chat.attachments)
     with_chat(mounted, "demo", "trip", look)
+
+
+def test_a_failure_to_announce_is_not_the_mounts_end(tmp_path: Path) -> None:
+    trouble = ["inotify watchers may have missed a change: the disk failed"]
+    with Mounted(tmp_path, expected_trouble=trouble, program="tests.support.failing_announcements") as mounted:
+        chat = mounted.workspace().chat()
+        with Watcher(chat.directory.parent) as watcher:
+            mounted.cli("chat", "rename", "demo/trip", "moved")
+            watcher.expect("MOVED_FROM trip", "MOVED_TO moved")
+        mounted.unmount()
+        assert trouble[0] in mounted.stderr

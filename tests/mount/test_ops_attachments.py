@@ -47,6 +47,31 @@ def test_closing_a_written_file_is_one_put(chat: Chat) -> None:
     assert path.read_bytes() == b"12345"
 
 
+@pytest.mark.parametrize("asked", ["never", "before the write", "after it", "by name"])
+def test_after_closing_its_times_are_those_of_the_log(chat: Chat, asked: str) -> None:
+    """Whatever the kernel has kept of it from before."""
+    path = chat.attachments / "a"
+    with opened(path, NEW) as descriptor:
+        if asked == "before the write":
+            os.fstat(descriptor)
+        os.write(descriptor, b"12345")
+        if asked == "after it":
+            assert os.fstat(descriptor).st_size == 5
+        if asked == "by name":
+            assert [(entry.name, entry.stat().st_size) for entry in os.scandir(chat.attachments)] == [("a", 5)]
+    found = path.stat()
+    [*_, entry] = chat.log()
+    assert (found.st_size, found.st_mtime_ns) == (5, entry.ts * 1_000_000 + entry.seq)
+    with opened(path, os.O_WRONLY | os.O_APPEND) as descriptor, opened(path, os.O_RDWR) as other:
+        os.write(descriptor, b"6")
+        os.pwrite(other, b"7", 0)
+        os.fsync(other)
+        [*_, entry] = chat.log()
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (6, entry.ts * 1_000_000 + entry.seq)
+    [*_, entry] = chat.log()
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (6, entry.ts * 1_000_000 + entry.seq)
+
+
 def test_an_empty_file_is_an_attachment(chat: Chat) -> None:
     (chat.attachments / "empty").touch()
     (chat.attachments / "none").write_bytes(b"")

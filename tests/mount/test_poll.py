@@ -219,3 +219,17 @@ def test_read_only_mounts_poll_too(tmp_path: Path) -> None:
             assert ready(reader) == 0
             say_elsewhere(mounted, "demo", "trip", "more")
             assert ready(reader, SECONDS) == select.POLLIN
+
+
+def test_a_position_is_seen_of_a_file_whose_name_the_kernel_has_dropped(mounted: Mounted, chat: Chat) -> None:
+    new = chat.directory.parent / "new"
+    with opened(chat.jsonl, os.O_RDONLY) as reader:
+        drain(reader)
+        # That it isn't there is kept, until it comes; then the kernel forgets all names.
+        assert not new.exists()
+        mounted.cli("chat", "new", "demo/new")
+        wait_for(new.exists)
+        chat.jsonl.stat()
+        assert ready(reader) == 0
+        os.lseek(reader, 10, os.SEEK_SET)
+        assert ready(reader) == select.POLLIN

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,19 @@ def test_chats_found_by_their_ids_are_where_they_are(mounted: Mounted) -> None:
 async def _only_chat(store: object) -> ChatId:
     workspace = await store.workspace("demo")  # type: ignore[attr-defined]
     return next(iter(workspace.state.chats))
+
+
+def test_a_program_with_threads_can_copy_a_chat_file_by_file(chat: Chat, workspace: Workspace) -> None:
+    """Whoever brings the log makes the attachments that it names, and takes them to be new: in any of its threads."""
+    (chat.attachments / "a.txt").write_bytes(b"a")
+    copy = workspace.chat("copy")
+    with copy.jsonl.open("wb", buffering=0) as log:
+        log.write(chat.jsonl.read_bytes())
+
+    def make() -> int:
+        with opened(copy.attachments / "a.txt", os.O_WRONLY | os.O_CREAT | os.O_EXCL) as made:
+            return os.write(made, b"a")
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(make).result() == 1
+    assert (copy.attachments / "a.txt").read_bytes() == b"a"

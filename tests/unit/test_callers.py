@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from fusefs import callers
-from fusefs.callers import THREADS, Caller, caller_of, process_of
+from fusefs.callers import PROCESSES, THREADS, Caller, caller_of, process_of, still_open
 from tests.support.waiting import wait_for
 
 
@@ -27,6 +29,8 @@ def nobody_known() -> Iterator[None]:
 def _forget() -> None:
     while callers._threads:
         os.close(callers._threads.popitem()[1].descriptor)
+    while callers._processes:
+        callers._processes.popitem()[1].close()
 
 
 def test_the_process_and_program_of_a_request() -> None:
@@ -112,6 +116,64 @@ def _with_number(number: int) -> int:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     pytest.skip("another process took the number")
+
+
+def test_whether_a_file_is_still_open_for_writing(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"")
+    ino, me = path.stat().st_ino, os.getpid()
+    assert still_open(me, ino) is False
+    first = os.open(path, os.O_WRONLY)
+    second = os.open("/dev/null", os.O_WRONLY)
+    assert (still_open(me, ino), still_open(me, ino + 1)) == (True, False)
+    os.dup2(second, first)
+    assert still_open(me, ino) is False
+    # As many as before, under the same numbers.
+    third = os.open(path, os.O_WRONLY)
+    os.dup2(third, second)
+    os.close(third)
+    assert still_open(me, ino) is True
+    os.close(second)
+    # As many as before, under another number.
+    third = os.open(path, os.O_RDONLY)
+    fourth = os.open("/dev/null", os.O_WRONLY)
+    assert still_open(me, ino) is False
+    os.dup2(os.open(path, os.O_WRONLY), fourth)
+    os.close(third)
+    assert still_open(me, ino) is True
+    for descriptor in [int(name) for name in os.listdir("/proc/self/fd")]:
+        with contextlib.suppress(OSError):
+            if os.fstat(descriptor).st_ino == ino:
+                os.close(descriptor)
+    os.close(first)
+    assert still_open(me, ino) is False
+
+
+def test_the_files_of_a_process_that_has_ended(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    with path.open("wb") as file:
+        ino = os.fstat(file.fileno()).st_ino
+        child = subprocess.Popen(["sleep", "60"], stdout=file)
+    try:
+        assert still_open(child.pid, ino) is True
+    finally:
+        child.kill()
+        child.wait()
+    assert still_open(child.pid, ino) is None
+    assert child.pid not in callers._processes
+
+
+def test_few_processes_files_are_kept_open() -> None:
+    children = [subprocess.Popen(["sleep", "60"]) for _ in range(PROCESSES + 5)]
+    try:
+        before = len(os.listdir("/proc/self/fd"))
+        for child in children:
+            assert still_open(child.pid, 1) is False
+        assert len(os.listdir("/proc/self/fd")) <= before + PROCESSES
+    finally:
+        for child in children:
+            child.kill()
+            child.wait()
 
 
 def test_few_descriptors_are_kept() -> None:

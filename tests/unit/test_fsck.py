@@ -406,6 +406,28 @@ async def test_a_blob_stays_where_a_log_cant_take_that_it_went(made: Made):
     assert [event["type"] for event in events_in(made, "trip")[-2:]] == ["message.appended", "blob.quarantined"]
 
 
+async def test_events_of_any_shape_are_in_nobodys_way(made: Made):
+    async with open_store(f"file://{made.root}") as store:
+        chat = await (await store.workspace("demo")).chat("trip")
+        digest = (await chat.attachment("small.txt")).digest
+        name = digest.partition(":")[2]
+        shapes: list[dict[str, Any]] = [
+            {"type": ["attachment.put"], "digest": digest},
+            {"type": {"type": "log.compacted"}, "state": digest},
+            {"type": "attachment.put", "id": "x", "name": [], "digest": [digest], "size": 5},
+            {"type": "attachment.put", "id": "x", "name": "y", "digest": digest, "size": [5]},
+            {"type": "log.compacted", "through": [], "state": {digest: 1}},
+            {"type": "chat.deleted", "chat": [digest]},
+        ]
+        await chat.append_events(shapes, "test")
+    assert made.problems(full=True) == []
+    flip(made.root / "objects" / name[:2] / name, 0)
+    (found,) = made.problems(repair=True)
+    assert found.kind == "blob-damaged"
+    assert found.done
+    assert "trip/attachments/small.txt" in found.what
+
+
 def test_a_missing_blob_names_the_attachment(made: Made):
     made.object("", b"small").unlink()
     (found,) = made.problems(repair=True)

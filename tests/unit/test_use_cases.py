@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator
 
+import orjson
 import pytest
 
 from store import events as ev
@@ -25,7 +26,7 @@ from store.errors import (
     WorkspaceNotFound,
 )
 from store.library import Store, open_store
-from store.model import LINE_MAX, clock_ms
+from store.model import LINE_MAX, NewEntry, clock_ms
 from store.workspace import Workspace
 from store.workspace_state import Place
 
@@ -243,6 +244,32 @@ async def test_an_envelope_with_an_impossible_time_is_just_a_value(workspace: Wo
     entries = [entry async for entry in chat.log()]
     assert [entry.origin.ts if entry.origin else None for entry in entries] == [None, 5] * 3
     await chat.append_lines([b"1"], ME)
+
+
+async def test_blanks_in_an_envelope_break_no_log(workspace: Workspace) -> None:
+    line = b'{"seq":1,"ts":1,"actor":"x","data": {"role":"user","content":"hi"} ,"crc":"00000000"}'
+    chat = await workspace.create_chat("trip", ME)
+    await chat.append_lines([line], ME)
+    assert [message.content for message in await chat.messages()] == ["hi"]
+    assert [orjson.loads(entry.data)["content"] async for entry in chat.log()] == ["hi"]
+
+
+async def test_an_entry_that_says_nothing_spoils_no_workspace(workspace: Workspace) -> None:
+    await workspace.create_chat("trip", ME)
+    await workspace.append_lines([NewEntry(b'{"type":"chat.created",{}', ME), NewEntry(b"1", ME)])
+    assert (await workspace.load()).seq == 4
+    assert (await workspace.chat("trip")).called == "demo/trip"
+
+
+async def test_what_logs_claim_of_a_blob_frees_no_quota(workspace: Workspace) -> None:
+    chat, other = await workspace.create_chat("trip", ME), await workspace.create_chat("other", ME)
+    put = await chat.attach("a", b"x" * 100_000, ME)
+    used = await workspace.usage()
+    assert used >= 100_000
+    for size in (0, -(10**9)):
+        claim = ev.AttachmentPut("1", "b", put.digest, size, "text/plain").encode()
+        await other.append_lines([claim, claim.replace(put.digest.encode(), b"sha256:other")], ME)
+        assert await workspace.usage() >= used
 
 
 async def test_what_was_appended_is_synced_before_it_leaves_memory(workspace: Workspace) -> None:

@@ -11,7 +11,7 @@ import contextlib
 import os
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -34,6 +34,8 @@ from store.model import BlobRef, Digest
 T = TypeVar("T")
 
 _CHUNK_NAME: Final = re.compile(r"[0-9a-f-]+\.[0-9]+\.[0-9]+")
+_HELD: Final = 64
+"""How many labels are held at once, until it is known which of them have drafts."""
 _SWEEP_SECONDS: Final = 3600
 """Temporary files and drafts without a label that are older were left by a crash."""
 
@@ -197,43 +199,76 @@ class FileBlobs:
             return await self._in_thread(self._take_over)
 
     def _take_over(self) -> Sequence[FileStaging]:
-        drafts = self._objects.drafts
-        chunks: dict[str, list[str]] = {}
-        stems: list[str] = []
+        labels = [name for name in self._names_of_drafts() if name.endswith(LABEL)]
+        found: list[FileStaging] = []
+        for begin in range(0, max(1, len(labels)), _HELD):
+            found += self._take_over_some(labels[begin : begin + _HELD])
+        return found
+
+    def _take_over_some(self, labels: Sequence[str]) -> Sequence[FileStaging]:
+        held: dict[str, int] = {}
+        found: list[FileStaging] = []
         try:
-            names = sorted(os.listdir(drafts))
+            for label in labels:
+                if (fd := self._hold(label)) is not None:
+                    held[label.removesuffix(LABEL)] = fd
+            # Only now: until its label was held, somebody may have worked on a draft.
+            chunks = self._chunks_of_drafts()
+            for stem in [*held]:
+                staging = self._take_over_one(stem, held[stem], chunks.get(stem, []))
+                if staging is not None:
+                    del held[stem]
+                    found.append(staging)
+        finally:
+            for fd in held.values():
+                os.close(fd)
+        return found
+
+    def _names_of_drafts(self) -> Sequence[str]:
+        try:
+            return sorted(os.listdir(self._objects.drafts))
         except FileNotFoundError:
             return []
-        for name in names:
+
+    def _hold(self, label: str) -> int | None:
+        """A descriptor with a label's lock; None where its process lives, or has just ended the draft."""
+        try:
+            fd = os.open(self._objects.drafts / label, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            # Nobody links a label anew: without links it was committed or discarded just now.
+            if is_alone(fd) and os.fstat(fd).st_nlink:
+                return fd
+        except BaseException:
+            os.close(fd)
+            raise
+        os.close(fd)
+        return None
+
+    def _chunks_of_drafts(self) -> Mapping[str, Sequence[str]]:
+        """The chunk files' names without their stems, by stem. Sweeps what belongs to no draft."""
+        chunks: dict[str, list[str]] = {}
+        stems: set[str] = set()
+        for name in self._names_of_drafts():
             stem, _, rest = name.partition(".")
             if _CHUNK_NAME.fullmatch(name):
                 chunks.setdefault(stem, []).append(rest)
             elif rest == "json":
-                stems.append(stem)
+                stems.add(stem)
             else:
-                self._sweep(drafts / name)
-        found = [self._take_over_one(f"{drafts}/{stem}", chunks.pop(stem, [])) for stem in stems]
-        for stem, left in chunks.items():
-            for rest in left:
-                self._sweep(drafts / f"{stem}.{rest}")
-        return [staging for staging in found if staging is not None]
+                self._sweep(self._objects.drafts / name)
+        for stem in chunks.keys() - stems:
+            for rest in chunks[stem]:
+                self._sweep(self._objects.drafts / f"{stem}.{rest}")
+        return chunks
 
-    def _take_over_one(self, stem: str, names: Sequence[str]) -> FileStaging | None:
-        try:
-            fd = os.open(stem + LABEL, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
-            return None
-        staging = None
-        try:
-            # Nobody links a label anew: without links it was committed or discarded just now.
-            if is_alone(fd) and os.fstat(fd).st_nlink:
-                staging = FileStaging.take_over(self._objects, self._labels, self._limiter, stem, fd, names)
-                if staging is None and self._sweep(Path(stem + LABEL)):
-                    for name in names:
-                        durability.system.unlink("draft.drop", f"{stem}.{name}")
-        finally:
-            if staging is None:
-                os.close(fd)
+    def _take_over_one(self, name: str, fd: int, chunks: Sequence[str]) -> FileStaging | None:
+        stem = f"{self._objects.drafts}/{name}"
+        staging = FileStaging.take_over(self._objects, self._labels, self._limiter, stem, fd, chunks)
+        if staging is None and self._sweep(Path(stem + LABEL)):
+            for chunk in chunks:
+                durability.system.unlink("draft.drop", f"{stem}.{chunk}")
         return staging
 
     def _sweep(self, path: Path) -> bool:

@@ -48,9 +48,10 @@ def end_of_data(fd: int, size: int) -> int:
     """The first `size` bytes without the NUL bytes at their end."""
     end = size
     with contextlib.suppress(OSError):  # else: a file system that doesn't know its holes
-        at = end = 0
+        at = 0
         while at < size and (begin := _next_data(fd, at, size)) < size:
-            at = end = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+            at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+        end = at
     while end > 0:
         begin = max(0, end - _PIECE)
         data = os.pread(fd, end - begin, begin).rstrip(b"\0")

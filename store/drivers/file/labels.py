@@ -3,6 +3,9 @@
 A draft's end leaves its label, which then says nothing, as a spare for the next draft: making and deleting a file costs
 more than all else about a small one. Spares go when the store is closed; what a crash leaves of them is swept.
 
+A label counts its drafts, and the names of a draft's files say which it is: a power cut may bring back what the label
+said of one draft, beside the files of another.
+
 Concurrency: for any thread; a label has one user at a time.
 """
 
@@ -15,13 +18,15 @@ import fcntl
 import os
 import uuid
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
+
+import orjson
 
 from store import durability
 from store.drivers.file.objects import Objects
 
 SUFFIX: Final = ".json"
-_NOTHING: Final = b'{"label":null,"base":null,"limit":0,"size":0}'
+_NOTHING: Final = {"label": None, "base": None, "limit": 0, "size": 0}
 _SPARES: Final = 8
 _SPARE_SIZE: Final = 4096
 """Bytes of the longest label that becomes a spare."""
@@ -30,19 +35,23 @@ _SPARE_SIZE: Final = 4096
 class Label:
     """A label that is there. `stem` is the path of all of the draft's files, up to their first dot."""
 
-    __slots__ = ("fd", "size", "stem")
+    __slots__ = ("draft", "fd", "size", "stem", "taken_over")
 
-    def __init__(self, stem: str, fd: int, size: int) -> None:
+    def __init__(self, stem: str, fd: int, size: int, draft: int = 0, *, taken_over: bool = False) -> None:
         self.stem = stem
         self.fd = fd
         self.size = size
+        self.draft = draft
+        """How many drafts it has had before this one."""
+        self.taken_over = taken_over
+        """Whether it was made by a process that died: after a power cut nobody knows how many it really has had."""
 
-    def write(self, record: bytes, *, why: str = "draft.label") -> None:
+    def write(self, record: dict[str, Any], *, why: str = "draft.label") -> None:
         """Let it say something else."""
         # In place, since the lock belongs to this file; spaces cover what a longer one leaves.
-        record = record.ljust(self.size)
-        durability.pwrite_all(why, self.fd, record, 0)
-        self.size = len(record)
+        text = orjson.dumps({**record, "draft": self.draft}).ljust(self.size)
+        durability.pwrite_all(why, self.fd, text, 0)
+        self.size = len(text)
 
 
 class Labels:
@@ -53,9 +62,12 @@ class Labels:
         self._spares: list[Label] = []
         self._closed = False
 
-    def make(self, record: bytes) -> Label:
+    def make(self, record: dict[str, Any]) -> Label:
         """A label that says `record`. Raises OSError."""
-        label = self._spares.pop() if self._spares else self._new()
+        try:
+            label = self._spares.pop()
+        except IndexError:
+            label = self._new()
         try:
             label.write(record)
         except BaseException:
@@ -78,7 +90,8 @@ class Labels:
 
     def drop(self, label: Label, files: Iterable[str]) -> None:
         """A draft has ended: nothing in `files` counts any more. Without what its label said a draft is none."""
-        keep = len(self._spares) < _SPARES and label.size <= _SPARE_SIZE and not self._closed
+        useful = label.size <= _SPARE_SIZE and not label.taken_over
+        keep = useful and len(self._spares) < _SPARES and not self._closed
         try:
             if keep:
                 label.write(_NOTHING, why="draft.drop")
@@ -92,6 +105,7 @@ class Labels:
             self._remove(label)
             raise
         if keep:
+            label.draft += 1
             self._spares.append(label)
         else:
             os.close(label.fd)

@@ -15,7 +15,7 @@ import os
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -31,6 +31,9 @@ from store.drivers.file.text import BASE_NAME, Look, Text, encode_base
 from store.drivers.signal import Signal
 from store.errors import CorruptLog, ReadOnly, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed
 from store.model import Entries, Entry, Epoch, Head, NewEntry, Seq, SpaceId
+
+_BESIDE_DATA: Final = 100
+"""Bytes of a line beside its data, about."""
 
 
 class Surroundings(Protocol):
@@ -157,7 +160,7 @@ class FileLog:
         text, head, stable = self.text, self.text.head, self._stable
         if (
             text.fd < 0
-            or head.size > stable.due
+            or head.size + sum(len(new.data) + _BESIDE_DATA for new in batch) > stable.due
             or stable.failure is not None
             or text.damage is not None
             or not text.writable

@@ -49,6 +49,29 @@ def suffix_of(manifest: Manifest) -> str:
     return CHUNK_SUFFIX if manifest.size > CHUNK else SMALL_SUFFIX
 
 
+class _Held(contextlib.AbstractContextManager[None]):
+    """Not a generator: it is entered for every blob."""
+
+    __slots__ = ("_fd", "_how", "_objects")
+
+    def __init__(self, objects: Objects, how: int) -> None:
+        self._objects = objects
+        self._how = how
+        self._fd = -1
+
+    def __enter__(self) -> None:
+        fd = self._objects.open_lock()
+        try:
+            fcntl.flock(fd, self._how)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._fd)
+
+
 class Objects:
     """The files; digests and staging are built on them."""
 
@@ -57,7 +80,7 @@ class Objects:
         self.directory = root / "objects"
         self.drafts = root / "drafts"
         self.announced = self.directory / "announced"
-        self._lock = self.directory / ".lock"
+        self._lock = os.fspath(self.directory / ".lock")
         self._guard = threading.Lock()
         self._checked: OrderedDict[str, tuple[int, int, int]] = OrderedDict()
         self._durable: OrderedDict[str, None] = OrderedDict()
@@ -85,19 +108,17 @@ class Objects:
 
     # ---- locking
 
-    @contextlib.contextmanager
-    def held(self, *, alone: bool = False, wait: bool = True) -> Iterator[None]:
+    def held(self, *, alone: bool = False, wait: bool = True) -> contextlib.AbstractContextManager[None]:
         """Hold the lock; raises BlockingIOError where it isn't free and `wait` is off."""
+        return _Held(self, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+
+    def open_lock(self) -> int:
+        """A descriptor that can be locked."""
         try:
-            fd = os.open(self._lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return os.open(self._lock, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
             self.make()
-            fd = durability.system.open("blob.lock", self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(fd, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
-            yield
-        finally:
-            os.close(fd)
+            return durability.system.open("blob.lock", self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
 
     def make(self) -> None:
         """Make the directory where it is missing."""

@@ -2,8 +2,10 @@
 
 ::
 
-    drafts/<uuid>.json      {"label", "base", "limit", "size"}; "label": null for the store's own use
+    drafts/<uuid>.json      {"label", "base", "limit", "size", "draft"}; "label": null for the store's own use
     drafts/<uuid>.<i>.<g>   chunk i, generation g; shorter than the chunk: zeros follow
+
+Generations are counted from `draft` * 2**32 on: files with another g are what earlier drafts of the label have left.
 
 Chunk i is its file of the highest generation; else the base's chunk as far as `limit`; else zeros. The size is the
 largest of `size` and where the chunk files end. Nothing is made before the first write; the label goes first. After a
@@ -31,7 +33,7 @@ import trio
 from store import durability
 from store.driver import CHUNK
 from store.drivers.chunks import Manifest, parts
-from store.drivers.file.commit import Frozen, make_blob
+from store.drivers.file.commit import Frozen, add_small, make_blob
 from store.drivers.file.hashing import INLINE, Digests
 from store.drivers.file.labels import SUFFIX, Label, Labels
 from store.drivers.file.objects import Objects, suffix_of
@@ -40,6 +42,8 @@ from store.model import BlobRef, Digest
 
 _OPEN: Final = 4
 """How many chunk files stay open."""
+_GENERATIONS: Final = 1 << 32
+"""Of one draft of a label."""
 
 
 class FileStaging:
@@ -67,7 +71,10 @@ class FileStaging:
         """The label's file, from the first write on."""
         self._digests = Digests()
         self._fds: OrderedDict[tuple[int, int], int] = OrderedDict()
-        self._committing = trio.Lock()
+        self._turn: trio.Lock | None = None
+        """Of commits and the end; made by the first that may have to wait."""
+        self._made: Manifest | None = None
+        """The blob that all of it was made, where nothing was written since; it isn't based on that yet."""
         self._discarded = False
 
     @property
@@ -104,11 +111,23 @@ class FileStaging:
                 fd = self._writable(index, begin, count)
                 part = data if count == size else view[at : at + count]
                 self._digests.changes(index)
-                durability.pwrite_all("draft.chunk", fd, part, begin)
+                try:
+                    durability.pwrite_all("draft.chunk", fd, part, begin)
+                except BaseException:
+                    self._undo_write(index, fd)
+                    raise
                 self._digests.wrote(index, begin, part, self._path(index, self._generation))
                 at += count
                 self._size = max(self._size, offset + at)
         return size
+
+    def _undo_write(self, index: int, fd: int) -> None:
+        """Some of it may be there: what is behind the end mustn't be seen when the draft gets longer."""
+        self._digests.forget()
+        end = min(CHUNK, max(0, self._size - index * CHUNK))
+        with contextlib.suppress(OSError):
+            if os.fstat(fd).st_size > end:
+                durability.system.ftruncate("draft.truncate", fd, end)
 
     def truncate(self, size: int) -> None:
         """See Staging."""
@@ -188,12 +207,15 @@ class FileStaging:
     def _make(self) -> None:
         if self._discarded:
             raise trio.ClosedResourceError("the draft was discarded")
+        if self._made is not None:
+            self._settle()
         if self._file is None:
             self._file = self._labels.make(self._record())
+            self._generation = self._file.draft * _GENERATIONS
 
-    def _record(self) -> bytes:
+    def _record(self) -> dict[str, Any]:
         base = self._base.digest if self._base else None
-        return orjson.dumps({"label": self._label, "base": base, "limit": self._limit, "size": self._size})
+        return {"label": self._label, "base": base, "limit": self._limit, "size": self._size}
 
     def _write_label(self) -> None:
         assert self._file is not None
@@ -205,27 +227,30 @@ class FileStaging:
             os.close(self._fds.popitem()[1])
         files = [self._path(*item) for item in (*self._files.items(), *self._older)]
         label, self._file = self._file, None
-        self._files, self._older = {}, []
-        self._generation = 0
-        self._digests = Digests()
+        self._files, self._older, self._made = {}, [], None
+        if not self._discarded:
+            self._digests = Digests()
         if label is not None:
             self._labels.drop(label, files)
 
     async def discard(self) -> None:
         """See Staging."""
         self._discarded = True
-        await self._take_turn()  # waits for a commit's thread
+        turn = None if self._turn is None else await self._take_turn()  # waits for a commit's thread
         try:
             with durability.failing("removing a draft"):
                 self._drop()
         finally:
-            self._committing.release()
+            if turn is not None:
+                turn.release()
 
-    async def _take_turn(self) -> None:
+    async def _take_turn(self) -> trio.Lock:
+        turn = self._turn = self._turn or trio.Lock()
         try:
-            self._committing.acquire_nowait()  # `acquire` would go round the scheduler, even when nobody has it
+            turn.acquire_nowait()  # `acquire` would go round the scheduler, even when nobody has it
         except trio.WouldBlock:
-            await self._committing.acquire()
+            await turn.acquire()
+        return turn
 
     async def sync(self) -> None:
         """See Staging."""
@@ -252,15 +277,52 @@ class FileStaging:
 
     async def commit(self, *, durable: bool = True) -> BlobRef:
         """See Staging."""
-        await self._take_turn()  # waits for another commit of this staging
+        if not durable and self._turn is None and (ref := self._commit_now()) is not None:
+            return ref
+        turn = await self._take_turn()  # waits for another commit of this staging
         try:
             return await self._commit(durable=durable)
         finally:
-            self._committing.release()
+            turn.release()
+
+    def _commit_now(self) -> BlobRef | None:
+        """`commit` of what is small, new, and was written in order, as most drafts are; None: it isn't so.
+
+        Its file stays until the draft is discarded or written to again, and is only copied from now on.
+        """
+        size, generation = self._size, self._generation
+        if self._base is not None or self._label is None or self._older or self._files.get(0) != generation:
+            return None
+        hexed = self._digests.of(0, size) if size <= INLINE and not self._discarded else ""
+        if not hexed:
+            return None
+        fd = self._fd(0)
+        manifest = Manifest(size, (hexed,))
+        # First: what may have been linked is never written to again.
+        self._generation += 1
+        if not add_small(self._objects, manifest, self._path(0, generation), fd):
+            self._generation = generation
+            return None
+        self._made = manifest
+        return manifest.ref
+
+    def _settle(self) -> None:
+        """Be based on what was made."""
+        manifest, self._made = self._made, None
+        assert manifest is not None
+        self._digests = Digests()
+        self._cut = manifest.size
+        try:
+            self._rebase(manifest)
+        finally:
+            self._cut = None
 
     async def _commit(self, *, durable: bool) -> BlobRef:
         if self._discarded:
             raise trio.ClosedResourceError("the draft was discarded")
+        if self._made is not None:
+            with durability.failing("writing a draft"):
+                self._settle()
         if (base := self._unchanged()) is not None:
             with durability.failing("storing a blob"):
                 is_there = await self._touch(base.digest)
@@ -317,8 +379,9 @@ class FileStaging:
         if self._file is None:  # nothing was ever written
             return
         older = [*self._older, *(item for item in self._files.items() if item[0] not in newer)]
-        self._files, self._older = newer, []
+        self._files, self._older = newer, older
         self._write_label()
+        self._older = []
         for key in older:
             fd = self._fds.pop(key, None)
             if fd is not None:
@@ -342,10 +405,12 @@ class FileStaging:
         try:
             record = orjson.loads(text)
             label, digest = record["label"], record["base"]
-            limit, size = int(record["limit"]), int(record["size"])
+            limit, size, draft = int(record["limit"]), int(record["size"]), int(record.get("draft", 0))
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return None
-        if label is None or (digest is None and not size and not names):
+        chunks = [(int(index), int(generation)) for index, _, generation in (name.partition(".") for name in names)]
+        own = [item for item in chunks if item[1] // _GENERATIONS == draft]
+        if label is None or (digest is None and not size and not own):
             return None
         base = None
         if digest is not None:
@@ -355,10 +420,10 @@ class FileStaging:
                 # What was written is all that is left.
                 limit = 0
         staging = cls(objects, labels, limiter, base, label)
-        staging._file = Label(stem, fd, len(text))
+        staging._file = Label(stem, fd, len(text), draft, taken_over=True)
         staging._limit = limit
-        for name in names:
-            index, generation = (int(part) for part in name.split("."))
+        staging._older = [item for item in chunks if item[1] // _GENERATIONS != draft]
+        for index, generation in own:
             if generation < staging._files.get(index, -1):
                 staging._older.append((index, generation))
                 continue
@@ -371,5 +436,5 @@ class FileStaging:
                 size = max(size, item[0] * CHUNK + end)
         staging._size = size
         # What is there may be linked as a blob already, so it is only copied.
-        staging._generation = max(staging._files.values(), default=-1) + 1
+        staging._generation = max(staging._files.values(), default=draft * _GENERATIONS - 1) + 1
         return staging
