@@ -25,20 +25,27 @@ class Acknowledged:
 
     def __init__(self, work: Callable[[int], object]) -> None:
         self.done: list[int] = []
+        self.error: OSError | None = None
+        """What it failed with."""
         self._work = work
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
 
     def _run(self) -> None:
         number = 0
-        with contextlib.suppress(OSError):
+        try:
             while True:
                 self._work(number)
                 self.done.append(number)
                 number += 1
+        except OSError as error:
+            self.error = error
 
     def reaches(self, count: int) -> None:
-        wait_for(lambda: len(self.done) >= count, what=f"{count} calls")
+        """Wait for so many calls; nothing has failed before."""
+        wait_for(lambda: len(self.done) >= count or self.error is not None, what=f"{count} calls")
+        if self.error is not None:
+            raise AssertionError(f"call {len(self.done)} of {self._work} failed") from self.error
 
     def end(self) -> list[int]:
         self._thread.join(30)
