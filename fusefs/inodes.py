@@ -80,13 +80,29 @@ class InodeTable:
         """The node with this number, if the kernel holds it."""
         return self._nodes.get(ino)
 
-    def looked_up(self, node: Node) -> None:
-        """A reply is about to name `node`: the kernel's lookup count rises by one."""
-        node.lookups += 1
-        if node.lookups == 1:
+    def looked_up(self, node: Node) -> Node:
+        """A reply is about to name `node`: the kernel's lookup count rises by one.
+
+        Returns the node that is counted: the one with this number that the kernel holds already, where `node` was made
+        or kept beside it. The kernel forgets a number's lookups all at once, so none may be lost.
+        """
+        known = self._nodes.get(node.ino)
+        if known is None:
             self._nodes[node.ino] = node
             self._most = max(self._most, len(self._nodes))
+            node.lookups = 1
             node.appeared()
+            return node
+        if known is not node:
+            if type(known) is type(node) and known.became is None:
+                node = known
+            else:
+                self._nodes[node.ino] = node
+                node.lookups, known.lookups = known.lookups, 0
+                known.vanished()
+                node.appeared()
+        node.lookups += 1
+        return node
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel dropped `count` of its lookups."""

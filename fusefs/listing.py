@@ -82,9 +82,7 @@ class Listing:
     def _told(self, entry: Entry | None) -> Entry | None:
         """An entry, counted as looked up."""
         if entry is not None:
-            node = entry[0]
-            self._inodes.looked_up(node)
-            node.attributes_cached = True
+            self._inodes.looked_up(entry[0]).attributes_cached = True
         return entry
 
     async def _asked(self, name: bytes) -> Entry | None:
@@ -92,7 +90,7 @@ class Listing:
         try:
             node = await self.directory.lookup(name)
             # First, so that the kernel is told of what changes while the reply is made: then it doesn't keep the older.
-            self._inodes.looked_up(node)
+            node = self._inodes.looked_up(node)
             node.attributes_cached = True
             try:
                 return node, await node.attributes()

@@ -119,7 +119,7 @@ class ChatOperations(pyfuse3.Operations):
 
     async def _entry(self, node: Node, thread: int = 0) -> EntryAttributes:
         # First, so that the kernel is told of what changes while the reply is made: then it doesn't keep what is older.
-        self._inodes.looked_up(node)
+        node = self._inodes.looked_up(node)
         node.attributes_cached = True
         try:
             return await node.attributes_for(thread)
