@@ -83,8 +83,12 @@ def test_one_streams_in_and_out_in_constant_memory(tmp_path: Path) -> None:
         read_and_check(small, 16)
         forget_peak(mounted)
         read_and_check(large, count)
-        assert written < before + 24 * MIB
-        assert peak(mounted) < before + 24 * MIB
+        read = peak(mounted)
+        print(f"{before >> 10} kB before, {written >> 10} kB written, {read >> 10} kB read")  # noqa: T201 - for the long form
+        # Pieces under way, and some 2 kB for each MiB: its digest, and that it was found to be right.
+        room = 24 * MIB + count * 2048
+        assert written < before + room
+        assert read < before + room
         (event,) = [event for event in chat.events() if event["name"] == "large"]
         assert event["size"] == count * MIB
 
