@@ -371,10 +371,13 @@ class Announcer:
         """
         if directory.meaning(name) != meaning:
             for (where, changed), before in taken.items():
-                names = self._names.setdefault(where, {})
-                if names is not None:
-                    names[changed] = before
+                self._put_back(where, changed, before)
             self._wake.set()
+
+    def _put_back(self, directory: AnnouncedNames, name: bytes, before: str | None) -> None:
+        names = self._names.setdefault(directory, {})
+        if names is not None:
+            names[name] = before
 
     def _changes(self) -> tuple[dict[Place, str], dict[Place, str], list[AnnouncedNames]]:
         """What left and what came, by name, and the directories in which that is too much. They are done with."""
@@ -385,9 +388,7 @@ class Announcer:
             for name, before in (names or {}).items():
                 if (directory.ino, name) in self._doing:
                     # It is looked at again when the request is done.
-                    waiting = self._names.setdefault(directory, {})
-                    if waiting is not None:
-                        waiting[name] = before
+                    self._put_back(directory, name, before)
                     continue
                 now = directory.meaning(name)
                 if before is not None and before != now:
@@ -408,9 +409,7 @@ class Announcer:
             node = Gone(self._mount, directory, name, FILE_MODE if directory.holds_files else DIRECTORY_MODE)
         made = await self._make(Act("unlink" if directory.holds_files else "rmdir", directory, name, node))
         if not made and (directory.ino, name) in self._doing:
-            names = self._names.setdefault(directory, {})
-            if names is not None:
-                names[name] = before
+            self._put_back(directory, name, before)
 
     async def _make(self, act: Act) -> bool:
         """Have the process make the call of `act`; whether it did. What it can't do is the watchers' loss alone."""
@@ -440,8 +439,7 @@ class Announcer:
             log.debug("announcing %s of %r in %r: %s", act.kind, act.name, path, os.strerror(code))
             if last or act.shown or code != errno.ENOENT or act.kind not in {"rmdir", "unlink", "rename"}:
                 return False
-            # Somebody looked meanwhile, and the kernel has kept that there is nothing.
-            self._mount.notifier.entry(act.directory, act.name)
+            self._mount.notifier.entry(act.directory, act.name)  # it has kept that there is nothing
         return False
 
     async def _call(self, act: Act, fields: list[bytes]) -> int:

@@ -24,6 +24,8 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 import trio
 
+from fusefs.session_loop import fuse_device
+
 if TYPE_CHECKING:
     from fusefs.nodes.base import Directory, Node
 
@@ -109,7 +111,7 @@ class Notifier:
         if not self._epochs:
             return False
         if self._device < 0:
-            self._device = _fuse_device()
+            self._device = fuse_device()
         try:
             os.write(self._device, _HEADER.pack(_HEADER.size, _INC_EPOCH, 0))
         except OSError as error:
@@ -156,15 +158,3 @@ def _drop_pages(inodes: list[int]) -> None:
             continue
         except OSError as error:
             log.warning("the kernel refused to drop the pages of inode %d: %s", ino, error)
-
-
-def _fuse_device() -> int:
-    """The descriptor of the session, which pyfuse3 keeps to itself; -1 where it isn't found, or isn't the only one."""
-    found = []
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            if os.readlink(f"/proc/self/fd/{name}") == "/dev/fuse":
-                found.append(int(name))
-        except OSError:
-            continue
-    return found[0] if len(found) == 1 else -1
