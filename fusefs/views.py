@@ -21,7 +21,7 @@ from fusefs.nodes.attachments import AttachmentsDirectory
 from fusefs.nodes.base import Node
 from fusefs.nodes.chat_dir import ChatDirectory
 from fusefs.nodes.log_file import LogFile
-from fusefs.nodes.projected import ProjectedFile
+from fusefs.nodes.projected import Base, ProjectedFile
 from fusefs.nodes.text_file import HistoryText
 from fusefs.nodes.workspace_dir import WorkspaceDirectory
 from fusefs.scratch import ScratchArea
@@ -67,7 +67,7 @@ class LogOwner(Protocol):
 class View:
     """What a chat's and a workspace's view have in common."""
 
-    __slots__ = ("__weakref__", "hidden", "identity", "mount", "nodes", "scratch")
+    __slots__ = ("__weakref__", "hidden", "identity", "metadata_reads", "mount", "nodes", "scratch")
 
     def __init__(self, mount: Mount, identity: str, scratch: ScratchArea) -> None:
         self.mount = mount
@@ -75,6 +75,8 @@ class View:
         self.scratch = scratch
         self.nodes: set[Node] = set()
         """Nodes that the kernel holds and that show what the log says."""
+        self.metadata_reads: OrderedDict[int, Base] = OrderedDict()
+        """Process -> what it last read of chat.json or workspace.json: the base of its next save."""
         self.hidden: dict[bytes, Seq] = {}
         """Projected names that were removed here, with the log's seq at that time."""
 

@@ -30,7 +30,8 @@ class MetadataFile(ProjectedFile):
 
     def __init__(self, mount: Mount, view: ChatView | WorkspaceView, parent: Directory, name: bytes) -> None:
         super().__init__(mount, view, parent, name)
-        self._reads: OrderedDict[int, Base] = OrderedDict()
+        self._reads: OrderedDict[int, Base] = view.metadata_reads
+        """The view's: the kernel may let this node go between a read and the save."""
 
     async def last_read(self, process: int) -> Base:
         read = self._reads.get(process)

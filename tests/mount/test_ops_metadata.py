@@ -125,6 +125,19 @@ def test_two_that_edit_different_fields(chat: Chat, chat_json: Path) -> None:
     assert (shown(chat_json)["title"], shown(chat_json)["labels"]) == ("by another", ["mine", "too"])
 
 
+def test_what_was_read_is_known_after_the_kernel_has_let_go(chat: Chat, chat_json: Path) -> None:
+    drop = Path("/proc/sys/vm/drop_caches")
+    if not os.access(drop, os.W_OK):
+        pytest.skip("only root can have the kernel drop its entries")
+    stale = shown(chat_json)
+    program = 'import sys; open(sys.argv[1], \'w\').write(\'{"title": "by another", "labels": []}\')'
+    subprocess.run([sys.executable, "-c", program, chat_json], check=True)
+    os.sync()
+    drop.write_text("2\n")
+    chat_json.write_text(json.dumps(stale | {"labels": ["mine"]}))
+    assert chat.events()[-1] == {"type": "chat.changed", "labels": ["mine"]}
+
+
 # ---- workspace.json
 
 
