@@ -33,7 +33,8 @@ _LINE: Final = re.compile(
     rb'\{"seq":([0-9]{1,18}),"ts":([0-9]{1,18})' + _WHO + rb',"data":(.*),"crc":"([0-9a-f]{8})"\}', re.DOTALL
 )
 _MIDDLE: Final = re.compile(_WHO, re.DOTALL)
-_CRC_FIELD: Final = len(b',"crc":"00000000"}')
+CRC_FIELD: Final = len(b',"crc":"00000000"}')
+"""Bytes at a line's end that its crc doesn't cover."""
 _TS_DIGITS: Final = 13
 """As many has every time from 2001 to 2286."""
 _KNOWN_MAX: Final = 4096
@@ -113,7 +114,7 @@ def _who(actor: bytes, origin: bytes | None, more: bytes | None) -> Who | None:
 
 def checks(line: bytes, entry: Entry, previous_crc: int) -> bool:
     """Whether `line` (without its newline) has the crc that it should have after `previous_crc`."""
-    return crc32(memoryview(line)[: len(line) - _CRC_FIELD], previous_crc) == entry.crc
+    return crc32(memoryview(line)[: len(line) - CRC_FIELD], previous_crc) == entry.crc
 
 
 def decode_lines(text: bytes, *, after: Seq, previous_crc: int, offset: int = 0) -> Iterator[tuple[Entry, int]]:
@@ -179,6 +180,14 @@ def decode(text: bytes, *, after: Seq, previous_crc: int, offset: int = 0) -> tu
     return found, None
 
 
+def chain(lines: list[bytes], previous_crc: int) -> list[int] | None:
+    """The crcs of lines (without their newlines) behind that crc; None where one of them states another."""
+    crc = previous_crc
+    crcs = [crc := crc32(line[:-CRC_FIELD], crc) for line in lines]
+    stated = b"".join([line[-CRC_FIELD:] for line in lines])
+    return crcs if stated == b',"crc":"%08x"}' * len(lines) % tuple(crcs) else None
+
+
 def marks(lines: Iterable[bytes]) -> Iterator[int]:
     """How many of its batch follow each line, as it says itself; 0, too, where a line isn't an entry's."""
     known = _known
@@ -192,8 +201,8 @@ def marks(lines: Iterable[bytes]) -> Iterator[int]:
 def _decode_column(lines: list[bytes], seq: int, crc: int, found: Entries) -> bool:
     """Take in lines of the common form, the first with seq `seq + 1`; False, and nothing done, if one has another."""
     count = len(lines)
-    crcs = [crc := crc32(line[:-_CRC_FIELD], crc) for line in lines]
-    if b"".join([line[-_CRC_FIELD:] for line in lines]) != b',"crc":"%08x"}' * count % tuple(crcs):
+    crcs = chain(lines, crc)
+    if crcs is None:
         return False
     at = len(b'{"seq":%d,"ts":' % (seq + 1))
     begins = b"".join([line[:at] for line in lines])
@@ -214,10 +223,10 @@ def _decode_column(lines: list[bytes], seq: int, crc: int, found: Entries) -> bo
             writer = _learn(by)
             if writer is None:
                 return False
-        if end < 0 or end + _DATA_FIELD > len(line) - _CRC_FIELD:
+        if end < 0 or end + _DATA_FIELD > len(line) - CRC_FIELD:
             return False
         who.append(writer)
-        datas.append(line[end + _DATA_FIELD : -_CRC_FIELD])
+        datas.append(line[end + _DATA_FIELD : -CRC_FIELD])
     found.ts += map(int, [times[start : start + _TS_DIGITS] for start in range(0, len(times), _TS_DIGITS)])
     found.who += who
     found.data += datas

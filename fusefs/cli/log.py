@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
 BATCH_LINES: Final = 10_000
 BATCH_BYTES: Final = 8 * 1024 * 1024
-_CRC_FIELD: Final = len(b',"crc":"00000000"}\n')
 _LONG: Final = 8 * 1024 * 1024
 """From this size on, an attachment is long work."""
 
@@ -202,7 +201,7 @@ def line(entry: Entry) -> bytes:
     """The entry's line, as the log has it."""
     new = NewEntry(entry.data, entry.actor, entry.origin)
     text, _crc = codec.encode(new, entry.seq, entry.ts, 0, entry.more)
-    return b'%b,"crc":"%08x"}\n' % (text[:-_CRC_FIELD], entry.crc)
+    return b'%b,"crc":"%08x"}\n' % (text[: -codec.CRC_FIELD - 1], entry.crc)
 
 
 async def _cat(store: Store, args: Namespace) -> None:

@@ -2,7 +2,7 @@
 
 The chained crc covers all that a line says, so a piece whose lines all have the crcs that they must have is what was
 written, byte for byte; then the last line's seq says that none is missing. JSON is decoded only where a line may refer
-to something outside the log. Judges nothing: where the text isn't as it must be, `text_ends` says how far it is.
+to something outside the log. Judges nothing: where the text isn't as it must be, `Checked.end` says how far it is.
 
 Concurrency: for any thread; reads a descriptor that it is given.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
-from zlib import crc32
 
 import orjson
 
@@ -22,8 +21,6 @@ from store.model import LINE_MAX
 
 PIECE: Final = 256 * 1024
 _LONGEST: Final = LINE_MAX + (1 << 20)
-_FIELD: Final = b',"crc":"%08x"}'
-_FIELD_SIZE: Final = len(b',"crc":"00000000"}')
 _TELLING: Final = (b'"attachment.put"', b'"type":"log.', b'"chat.deleted"')
 """What the line of an event has that is about something outside the log. Long words are found fast."""
 _TYPES: Final = ("attachment.put", "log.compacted", "log.lost", "chat.deleted")
@@ -70,13 +67,12 @@ def check(
     found.crcs[base.seq] = base.crc
     for text, lines, length in _split(fd, at, size):
         read(length)
-        before = crc
-        crcs = [crc := crc32(line[:-_FIELD_SIZE], crc) for line in lines]
-        fields = b"".join([line[-_FIELD_SIZE:] for line in lines])
-        if fields != _FIELD * len(lines) % tuple(crcs) or seq_of(lines[-1][:40]) != seq + len(lines):
+        crcs = codec.chain(lines, crc)
+        if crcs is None or seq_of(lines[-1][:40]) != seq + len(lines):
             # Some line isn't right: the text is whole as far as single lines are.
-            _check_singly(found, lines, at, seq, before, more)
+            _check_singly(found, lines, at, seq, crc, more)
             return found
+        crc = crcs[-1]
         if more or b',"more":' in text:
             good, more, ends = _batches(lines, more)
             if ends:

@@ -24,7 +24,7 @@ import orjson
 
 from store import codec, durability
 from store.drivers.file import aside
-from store.drivers.file.survey import CRC_FIELD, Kept, Plan, Restored
+from store.drivers.file.survey import Kept, Plan, Restored
 from store.drivers.file.tail import last_batch
 from store.drivers.file.text import BASE_NAME, LOG_NAME, encode_base, read_base
 from store.errors import StoreFailed
@@ -146,7 +146,7 @@ class _Writer:
         """A line that stays, its crc computed anew."""
         entry = codec.parse(line)
         assert entry is not None
-        body = line[:-CRC_FIELD]
+        body = line[: -codec.CRC_FIELD]
         more = entry.more
         if self._more and more != self._more - 1:
             more = self._more - 1

@@ -24,7 +24,6 @@ from store.model import LINE_MAX, Entry
 _LONGEST: Final = LINE_MAX + (1 << 20)
 """No line of a log is longer."""
 _WINDOW: Final = 1 << 20
-CRC_FIELD: Final = len(b',"crc":"00000000"}')
 _CRC: Final = re.compile(rb',"crc":"([0-9a-f]{8})"\}\Z')
 _MERGED: Final = re.compile(rb'"\}.(?=\{"seq":[0-9])', re.DOTALL)
 
@@ -201,11 +200,11 @@ class _Scan:
     def _take_nearly_whole(self, line: Line) -> bool:
         """Whether only the crc field or the newline was hit, which this line alone shows."""
         for text, rest in self._readings(line):
-            body = text[:-CRC_FIELD]
+            body = text[: -codec.CRC_FIELD]
             crc = crc32(body, self._crc)
             tail = b',"crc":"%08x"}' % crc
-            stated = text[-CRC_FIELD:]
-            if len(stated) != CRC_FIELD or sum(a != b for a, b in zip(tail, stated, strict=True)) > 1:
+            stated = text[-codec.CRC_FIELD :]
+            if len(stated) != codec.CRC_FIELD or sum(a != b for a, b in zip(tail, stated, strict=True)) > 1:
                 continue
             entry = codec.parse(body + tail)
             if entry is None or entry.seq != self._seq + 1 or (rest is None and line.end == self._size and entry.more):
@@ -231,7 +230,7 @@ class _Scan:
         if len(self._bad) != 1 or entry.seq != self._seq + 2:
             return False
         bad = self._bad[0]
-        body = bad.text[:-CRC_FIELD]
+        body = bad.text[: -codec.CRC_FIELD]
         crc = crc32(body, self._crc)
         if not codec.checks(line.text, entry, crc):
             return False
@@ -275,10 +274,10 @@ class _Scan:
             self._plan.end = Mark(self._seq, entry.ts, self._crc, line.end)
 
     def _restore(self, line: Line, entry: Entry) -> None:
-        body = line.begin + len(line.text) - CRC_FIELD
+        body = line.begin + len(line.text) - codec.CRC_FIELD
         self._plan.pieces.append(Restored(line.begin, line.end, body, entry.seq))
         self._seq, self._more = entry.seq, entry.more
-        self._crc = crc32(line.text[:-CRC_FIELD], self._crc)
+        self._crc = crc32(line.text[: -codec.CRC_FIELD], self._crc)
         self._end_batch(line, entry)
 
     def _put_aside(self, line: Line) -> None:
@@ -340,7 +339,7 @@ def rebuilt_base(fd: int, size: int) -> Mark | None:
             return None
     if entry.seq == 1:
         return Mark(0, 0, 0) if codec.checks(first.text, entry, 0) else None
-    before = _crc_before(first.text[:-CRC_FIELD], entry.crc)
+    before = _crc_before(first.text[: -codec.CRC_FIELD], entry.crc)
     return Mark(entry.seq - 1, entry.ts, before)
 
 
