@@ -29,6 +29,7 @@ from store.folded import Change, Moved, S, all_of, replay
 from store.model import EMPTY_HEAD, Entry, Head, NewEntry, Seq, SpaceId
 from store.snapshots import FileSource, Kind, Snapshots
 from store.space_reader import Followed, Reader
+from store.turns import take
 
 logger = logging.getLogger("chatfs")
 
@@ -193,10 +194,7 @@ class Space(Generic[S]):
 
     async def _catch_up(self, *, load: bool = False) -> S:
         effect: Change | None = None
-        try:
-            self._lock.acquire_nowait()  # `acquire` would go round the scheduler, even when nobody has it
-        except trio.WouldBlock:
-            await self._lock.acquire()
+        await take(self._lock)
         try:
             await self._open()
             log = self._log

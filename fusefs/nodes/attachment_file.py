@@ -21,6 +21,7 @@ from fusefs.callers import still_open
 from fusefs.nodes.base import Change, Directory, Handle, InView, refuse
 from store.errors import BlobNotFound, CorruptBlob, StoreError
 from store.model import Attachment, AttachmentId, BlobRef, Digest
+from store.turns import take
 
 if TYPE_CHECKING:
     from fusefs.callers import Caller
@@ -228,10 +229,7 @@ class AttachmentFile(InView):
 
     async def commit(self, actor: str) -> None:
         """Make the draft an attachment, if there is anything to commit."""
-        try:
-            self.lock.acquire_nowait()  # `acquire` would go round the scheduler, even when nobody has it
-        except trio.WouldBlock:
-            await self.lock.acquire()
+        await take(self.lock)
         try:
             staging = self.staging
             if staging is None or not self.dirty or self.gone is not None:

@@ -39,6 +39,7 @@ from store.drivers.file.labels import SUFFIX, Label, Labels
 from store.drivers.file.objects import Objects, suffix_of
 from store.errors import BlobNotFound, CorruptBlob
 from store.model import BlobRef, Digest
+from store.turns import take
 
 _OPEN: Final = 4
 """How many chunk files stay open."""
@@ -246,10 +247,7 @@ class FileStaging:
 
     async def _take_turn(self) -> trio.Lock:
         turn = self._turn = self._turn or trio.Lock()
-        try:
-            turn.acquire_nowait()  # `acquire` would go round the scheduler, even when nobody has it
-        except trio.WouldBlock:
-            await turn.acquire()
+        await take(turn)
         return turn
 
     async def sync(self) -> None:
