@@ -10,9 +10,8 @@ Concurrency: no awaits, except in what is passed through to the store.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fusefs.callers import process_of
 from fusefs.inodes import chat_identity
@@ -24,6 +23,7 @@ from fusefs.nodes.log_file import LogFile
 from fusefs.nodes.projected import Base, ProjectedFile
 from fusefs.nodes.text_file import HistoryText
 from fusefs.nodes.workspace_dir import WorkspaceDirectory
+from fusefs.reads import LastReads
 from fusefs.scratch import ScratchArea
 from store import events as ev
 from store.fold import Effect
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
     from store.fold import ChatState
     from store.model import Head, NewEntry, Seq
     from store.workspace import Workspace
-
-READERS: Final = 64
-"""How many processes' last reads are remembered for merging."""
 
 
 class LogOwner(Protocol):
@@ -75,8 +72,8 @@ class View:
         self.scratch = scratch
         self.nodes: set[Node] = set()
         """Nodes that the kernel holds and that show what the log says."""
-        self.metadata_reads: OrderedDict[int, Base] = OrderedDict()
-        """Process -> what it last read of chat.json or workspace.json: the base of its next save."""
+        self.metadata_reads: LastReads[Base] = LastReads()
+        """Of chat.json or workspace.json."""
         self.hidden: dict[bytes, Seq] = {}
         """Projected names that were removed here, with the log's seq at that time."""
 
@@ -148,8 +145,8 @@ class ChatView(View):
         """The attachments that the kernel holds."""
         self.pending: dict[bytes, AttachmentFile] = {}
         """Attachments that were created here and aren't committed yet."""
-        self.reads: OrderedDict[int, Seq | ChatState] = OrderedDict()
-        """Process -> what it last read of history.md: the base of its next save."""
+        self.reads: LastReads[Seq | ChatState] = LastReads()
+        """Of history.md."""
         self.attachments_mode: int | None = None
         self.attachments_mtime: tuple[int, int] | None = None
         """What chmod and utimensat (set, and when the directory had changed then) said of attachments/: not logged."""
@@ -235,13 +232,9 @@ class ChatView(View):
 
     def read_by(self, process: int, what: Seq | ChatState) -> None:
         """`process` has read history.md as of `what`."""
-        if process:
-            self.reads[process] = what
-            self.reads.move_to_end(process)
-            if len(self.reads) > READERS:
-                self.reads.popitem(last=False)
-            if not isinstance(what, int):
-                self.mount.saw(self, process)
+        self.reads.note(process, what)
+        if process and not isinstance(what, int):
+            self.mount.saw(self, process)
 
     def copied_by(self, process: int, names: Iterable[bytes]) -> None:
         """`process` begins to copy a chat to here; it doesn't see `names` until it has made them."""

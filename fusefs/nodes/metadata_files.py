@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from fusefs.nodes.base import Directory, Handle
 from fusefs.nodes.log_file import head_mtime_ns
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
     from store.driver import Staging
 
 
-READERS: Final = 64
-"""How many processes' last reads of one file are remembered."""
-
-
 class MetadataFile(ProjectedFile):
     """A JSON object, some fields of which can be edited: a save changes those that differ from what its writer read."""
 
@@ -30,7 +25,7 @@ class MetadataFile(ProjectedFile):
 
     def __init__(self, mount: Mount, view: ChatView | WorkspaceView, parent: Directory, name: bytes) -> None:
         super().__init__(mount, view, parent, name)
-        self._reads: OrderedDict[int, Base] = view.metadata_reads
+        self._reads = view.metadata_reads
         """The view's: the kernel may let this node go between a read and the save."""
 
     async def last_read(self, process: int) -> Base:
@@ -38,11 +33,7 @@ class MetadataFile(ProjectedFile):
         return await self.present() if read is None else read
 
     def was_read(self, process: int, base: Base) -> None:
-        if process:
-            self._reads[process] = base
-            self._reads.move_to_end(process)
-            if len(self._reads) > READERS:
-                self._reads.popitem(last=False)
+        self._reads.note(process, base)
 
     def asked_for(self, saved: bytes, draft: Draft, editable: tuple[str, ...]) -> metadata.Wanted:
         """What the draft's writer changed, which is then what it has before it. Raises InvalidInput."""
