@@ -296,6 +296,10 @@ def check_metadata(title: object, labels: object, quota_bytes: object = None) ->
         raise InvalidInput("quota_bytes must be a number of bytes, 0 for none")
 
 
+USUAL_ROLES: Final = ("user", "assistant", "system", "tool")
+"""Those that nearly every message has: looked for first where many are looked at."""
+
+
 def is_role(value: object) -> TypeGuard[str]:
     """Whether `value` can stand in a heading: one to 64 printable characters, trimmed, without the middle dot."""
     return (

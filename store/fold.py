@@ -32,7 +32,6 @@ _SPECIAL: Final = frozenset({"after", "md", "lead", "tail", "hidden", "attachmen
 """What an ordinary message doesn't have beside its type, id, role and content."""
 _APPEND_KEYS: Final = 3
 _UNDER_HEADING: Final = b"\n\n"
-_USUAL_ROLES: Final = ("user", "assistant", "system", "tool")
 
 _TITLE: Final = re.compile(rb"#(?:[ \t]+([^\n]*?))?[ \t]*(\r?)")
 
@@ -328,7 +327,7 @@ def _ordinary(value: dict[str, Any], ts: int, headings: dict[tuple[str, int], by
         type(id_) is not str
         or not 0 < len(id_) <= ev.ID_MAX
         or not id_.isprintable()
-        or (role not in _USUAL_ROLES and not ev.is_role(role))
+        or (role not in ev.USUAL_ROLES and not ev.is_role(role))
     ):
         return None
     if type(content) is str:

@@ -20,7 +20,6 @@ from store.model import LINE_MAX, TS_MAX, Millis, NewEntry, Origin
 DEPTH_MAX: Final = 1023
 """orjson reads 1024 levels, and the entry is one."""
 _MESSAGE: Final = (None, "message", ev.MessageAppended.TYPE)
-_USUAL_ROLES: Final = ("user", "assistant", "system", "tool")
 _IDENTIFIED: Final = b'{"type":"%b","id":"%%b",%%b' % ev.MessageAppended.TYPE.encode()
 _ENVELOPE: Final = frozenset({"seq", "ts", "actor", "origin", "more", "data", "crc"})
 
@@ -111,7 +110,7 @@ def _from_envelope(raw: bytes, value: dict[str, Any], actor: str, new_id: Callab
 
 def _with_identity(raw: bytes, value: dict[str, Any], new_id: Callable[[], str]) -> bytes:
     kind, role, content = value.get("type"), value.get("role"), value.get("content")
-    if kind not in _MESSAGE or (role not in _USUAL_ROLES and not ev.is_role(role)):
+    if kind not in _MESSAGE or (role not in ev.USUAL_ROLES and not ev.is_role(role)):
         return raw
     if not isinstance(content, str | list):
         return raw
