@@ -87,7 +87,6 @@ async def collect(
 
 class _Collection:
     def __init__(self, store: Store, root: Path, actor: str, retention: int, *, dry_run: bool) -> None:
-        self._store = store
         self._driver = store.driver
         self._root = root
         self._actor = actor
