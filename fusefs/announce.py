@@ -39,7 +39,6 @@ from fusefs.announce_calls import VOUCHED
 from fusefs.announce_moves import Place, moves
 from fusefs.announce_paths import path_of
 from fusefs.announce_process import CallingProcess
-from fusefs.attributes import DIRECTORY_MODE, FILE_MODE
 from fusefs.nodes.announced import Gone
 from fusefs.nodes.base import Directory, Node, refuse
 from fusefs.nodes.chat_dir import ChatDirectory
@@ -178,7 +177,8 @@ class Announcer:
                 names = self._names.get(directory)  # type: ignore[call-overload]
                 if names is not None:
                     names.pop(name, None)
-                self._mount.root.changed_here(directory, name)
+                if self._mount.top is not None:
+                    self._mount.top.changed_here(directory, name)
         finally:
             for key in keys:
                 self._doing[key] -= 1
@@ -268,7 +268,8 @@ class Announcer:
         if not self.enabled:
             return
         try:
-            await self._unharmed(self._mount.root.begin_announcing)
+            if self._mount.top is not None:
+                await self._unharmed(self._mount.top.begin_announcing)
             while self.enabled:
                 soonest = min((at for ino, at in self._last.items() if ino in self._files), default=float("inf"))
                 with trio.move_on_at(soonest):
@@ -406,7 +407,9 @@ class Announcer:
             except (FUSEError, StoreError, KeyError):
                 node = None
         if node is None or directory.meaning_of(node) != before:
-            node = Gone(self._mount, directory, name, FILE_MODE if directory.holds_files else DIRECTORY_MODE)
+            options = self._mount.options
+            mode = options.file_mode if directory.holds_files else options.directory_mode
+            node = Gone(self._mount, directory, name, mode)
         made = await self._make(Act("unlink" if directory.holds_files else "rmdir", directory, name, node))
         if not made and (directory.ino, name) in self._doing:
             self._put_back(directory, name, before)

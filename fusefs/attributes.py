@@ -11,8 +11,6 @@ from pyfuse3 import EntryAttributes, InodeT, ModeT
 from fusefs.options import MountOptions
 
 BLOCK: Final = 512
-DIRECTORY_MODE: Final = stat.S_IFDIR | 0o700
-FILE_MODE: Final = stat.S_IFREG | 0o600
 SYMLINK_MODE: Final = stat.S_IFLNK | 0o777
 
 

@@ -25,11 +25,13 @@ from fusefs.callers import Caller, caller_of
 from fusefs.inodes import InodeTable
 from fusefs.moves import Moves
 from fusefs.nodes.base import Directory, Node
+from fusefs.nodes.chat_dir import ChatDirectory
 from fusefs.nodes.root_dir import RootDirectory
 from fusefs.notify import Notifier
 from fusefs.operations import ChatOperations
 from fusefs.options import Durability, MountOptions
 from fusefs.recovery import pieces, recover_drafts
+from fusefs.rooted import Part, directory_of, find
 from fusefs.scratch import ScratchArea
 from fusefs.session_loop import fast_session_loop
 from fusefs.unmount import lazy_unmount, mounts
@@ -61,20 +63,23 @@ RELAXED_SECONDS: Final = 1.0
 class Mount:
     """What the nodes of one mount share."""
 
-    def __init__(self, store: Store, options: MountOptions) -> None:
+    def __init__(self, store: Store, options: MountOptions, part: Part | None = None) -> None:
         self.store = store
         self.options = options
+        self.part = part
         self.log = logging.getLogger("chatfs")
         self.notifier = Notifier()
         self.announcer = Announcer(self, enabled=options.inotify and not options.read_only)
         self.moves = Moves(self)
-        self.root = RootDirectory(self)
-        self.inodes = InodeTable(self.root)
-        self.strict = options.durability is Durability.STRICT
         self.held_chats: dict[SpaceId, ChatView] = {}
         """Views of chats of which the kernel holds something."""
         self._views: WeakValueDictionary[SpaceId, ChatView | WorkspaceView] = WeakValueDictionary()
         self._recent: OrderedDict[ChatView, None] = OrderedDict()
+        self.root = directory_of(self, part)
+        self.top = self.root if isinstance(self.root, RootDirectory) else None
+        """The directory of all workspaces, where the mount shows them."""
+        self.inodes = InodeTable(self.root)
+        self.strict = options.durability is Durability.STRICT
         self.unkept: list[Staging] = []
         """Drafts that could neither be committed nor kept as scratch files: the next mount finds them."""
         self._seen: OrderedDict[tuple[ChatView, int], None] = OrderedDict()
@@ -86,6 +91,18 @@ class Mount:
         self.agreed = trio.Event()
         """Set once the kernel and libfuse have agreed on what they can (INIT)."""
         store.on_moved = self._moved
+
+    def begin(self) -> None:
+        """The kernel is about to hold the root, and may ask for anything."""
+        if self.top is not None:
+            self.driver.watch_spaces()
+            return
+        assert self.part is not None
+        # The chats' names and places are in the workspace's log, whatever part of it is shown.
+        self.workspace_view(self.part.workspace).begin()
+        self.root.appeared()
+        if isinstance(self.root, ChatDirectory):
+            self.root.look()
 
     @property
     def driver(self) -> Driver:
@@ -192,18 +209,30 @@ class Mount:
                 view.renamed()
 
     def _moved(self, space: SpaceId, change: Change | None) -> None:
+        top = self.top
         if "/" not in space:
-            self.root.log_moved()
+            if top is not None:
+                top.log_moved()
             return
         found = self._views.get(space)
-        if found is None and space.count("/") == 1:
-            self.root.log_moved()
+        if found is None and top is not None and space.count("/") == 1:
+            top.log_moved()
         if isinstance(found, ChatView):
             found.moved(change if isinstance(change, Effect) else None)
         elif isinstance(found, WorkspaceView):
             found.moved(change if isinstance(change, Names) else None)
-            if found.workspace.state.name.encode() not in self.root.children or found.workspace.state.trashed:
-                self.root.log_moved()
+            state = found.workspace.state
+            if top is not None and (state.name.encode() not in top.children or state.trashed):
+                top.log_moved()
+
+    async def room(self) -> tuple[int, int, int, int]:
+        """(block size, blocks, free blocks, blocks available): the store's disk, or what a quota leaves of it."""
+        block, blocks, free, available = self.driver.usage()
+        quota = 0 if self.part is None else (await self.part.workspace.load()).quota_bytes
+        if self.part is None or not quota:
+            return block, blocks, free, available
+        left = max(0, quota - await self.part.workspace.usage()) // block
+        return block, quota // block, min(free, left), min(available, left)
 
     async def settle(self) -> None:
         """Commit every draft and sync: what an unmount owes."""
@@ -240,10 +269,10 @@ async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
     Raises StoreError where the store can't be opened, RuntimeError where the kernel refuses the mount.
     """
     async with open_store(options.url, access=Access.READ if options.read_only else Access.MAKE) as store:
-        mount = Mount(store, options)
+        mount = Mount(store, options, await find(store, options.root))
         if not options.read_only:
             await recover_drafts(store)
-        store.driver.watch_spaces()
+        mount.begin()
         operations = ChatOperations(mount)
         take_over(options)
         pyfuse3.init(operations, str(options.mountpoint), fuse_options(options))

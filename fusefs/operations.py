@@ -85,6 +85,7 @@ class ChatOperations(pyfuse3.Operations):
         self._mount = mount
         self._announcer = mount.announcer
         self._inodes = mount.inodes
+        self._restricted = mount.options.read_only or mount.options.append_only
         self._handles: dict[int, Handle] = {}
         self._listings: dict[int, Listing] = {}
         self._next = 0
@@ -104,9 +105,10 @@ class ChatOperations(pyfuse3.Operations):
     def _handle(self, fh: int) -> Handle:
         return self._handles[fh]
 
-    def _writable(self) -> None:
-        if self._mount.options.read_only:
-            raise refuse(errno.EROFS)
+    def _writable(self, thread: int) -> None:
+        """What a request of that thread changes may be changed."""
+        if self._restricted and not self._announcer.is_process(thread):
+            raise refuse(errno.EROFS if self._mount.options.read_only else errno.EPERM)
 
     def _number(self) -> int:
         self._next += 1
@@ -164,7 +166,7 @@ class ChatOperations(pyfuse3.Operations):
     @mapped
     async def mkdir(self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext) -> EntryAttributes:
         """mkdir(2)."""
-        self._writable()
+        self._writable(ctx.pid)
         directory = self._directory(parent_inode)
         if self._announcer.is_process(ctx.pid):
             return await self._entry(await self._announcer.made("mkdir", directory, name))
@@ -176,7 +178,7 @@ class ChatOperations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         """mknod(2): regular files only."""
-        self._writable()
+        self._writable(ctx.pid)
         if not stat.S_ISREG(mode):
             raise refuse(errno.EPERM)
         directory = self._directory(parent_inode)
@@ -195,7 +197,7 @@ class ChatOperations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, flags: FlagT, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """open(2) with O_CREAT of a name that the kernel doesn't know."""
-        self._writable()
+        self._writable(ctx.pid)
         if len(name) > NAME_MAX:
             raise refuse(errno.ENAMETOOLONG)
         directory = self._directory(parent_inode)
@@ -208,7 +210,7 @@ class ChatOperations(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, target: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         """symlink(2)."""
-        self._writable()
+        self._writable(ctx.pid)
         return await self._entry(await self._directory(parent_inode).symlink(name, target, self._mount.caller(ctx)))
 
     @mapped
@@ -221,7 +223,7 @@ class ChatOperations(pyfuse3.Operations):
     @mapped
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """unlink(2)."""
-        self._writable()
+        self._writable(ctx.pid)
         directory = self._directory(parent_inode)
         if self._announcer.is_process(ctx.pid):
             await self._announcer.removed("unlink", directory, name)
@@ -232,7 +234,7 @@ class ChatOperations(pyfuse3.Operations):
     @mapped
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         """rmdir(2)."""
-        self._writable()
+        self._writable(ctx.pid)
         directory = self._directory(parent_inode)
         if self._announcer.is_process(ctx.pid):
             await self._announcer.removed("rmdir", directory, name)
@@ -251,7 +253,7 @@ class ChatOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """rename(2); RENAME_NOREPLACE is honoured, RENAME_EXCHANGE isn't."""
-        self._writable()
+        self._writable(ctx.pid)
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise refuse(errno.EINVAL)
         if len(name_new) > NAME_MAX:
@@ -290,7 +292,7 @@ class ChatOperations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> EntryAttributes:
         """chmod(2), chown(2), truncate(2), utimensat(2)."""
-        self._writable()
+        self._writable(ctx.pid)
         node = self._inodes.get(inode)
         if self._announcer.is_process(ctx.pid):
             return await self._announcer.touched(node)
@@ -335,9 +337,9 @@ class ChatOperations(pyfuse3.Operations):
 
     @mapped
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        """statfs(2): the store's disk."""
+        """statfs(2): the store's disk, or the quota of the workspace that the mount shows."""
         found = StatvfsData()
-        block, blocks, free, available = self._mount.driver.usage()
+        block, blocks, free, available = await self._mount.room()
         found.f_bsize = found.f_frsize = block
         found.f_blocks, found.f_bfree, found.f_bavail = blocks, free, available
         found.f_files = found.f_ffree = found.f_favail = 1 << 32
@@ -349,9 +351,10 @@ class ChatOperations(pyfuse3.Operations):
     @mapped
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """open(2) of a file that is there."""
-        if flags & (os.O_ACCMODE | os.O_TRUNC):
-            self._writable()
-        return self._opened(await self._inodes.get(inode).open(flags, self._mount.caller(ctx)))
+        node = self._inodes.get(inode)
+        if self._restricted and flags & (os.O_ACCMODE | os.O_TRUNC) and not node.may_grow(flags):
+            self._writable(ctx.pid)
+        return self._opened(await node.open(flags, self._mount.caller(ctx)))
 
     @mapped
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

@@ -366,6 +366,10 @@ _TYPES: Final[dict[str, type[Event]]] = {kind.TYPE: kind for kind in CHAT_EVENTS
 APPENDED: Final = (MessageAppended.TYPE, "message")
 """Both are a MessageAppended."""
 KNOWN: Final = frozenset(_TYPES) | frozenset(APPENDED)
+FAMILIES: Final = frozenset(
+    {"message", "preamble", "attachment", "chat", "workspace", "log", "blob", "sandbox", "projection"}
+)
+"""What stands before the dot in the types that chatfs itself writes, or will."""
 """The types that have a class."""
 _FIELDS: Final = {
     kind: [(field.name, _SHAPES[field.name], field.default is not None) for field in fields(kind)]

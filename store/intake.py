@@ -21,6 +21,8 @@ DEPTH_MAX: Final = 1023
 """orjson reads 1024 levels, and the entry is one."""
 _MESSAGE: Final = (None, "message", ev.MessageAppended.TYPE)
 _IDENTIFIED: Final = b'{"type":"%b","id":"%%b",%%b' % ev.MessageAppended.TYPE.encode()
+_PLACED: Final = frozenset({"after", "lead", "tail", "md", "hidden"})
+"""What makes a message stand elsewhere than at the end, or look otherwise than its content says."""
 _ENVELOPE: Final = frozenset({"seq", "ts", "actor", "origin", "more", "data", "crc"})
 
 
@@ -44,6 +46,20 @@ def accept(line: bytes, actor: str, new_id: Callable[[], str], *, number: int = 
     if not fits(new.data):
         raise InvalidEvent(f"line {number} is nested too deep: at most {DEPTH_MAX} levels are allowed", line=number)
     return new
+
+
+def only_adds(new: NewEntry) -> bool:
+    """Whether the entry changes nothing that is there: a message at the end, or what no fold knows.
+
+    Types of chatfs' own families count as known, also those that are still to come.
+    """
+    value = orjson.loads(new.data)
+    if type(value) is not dict:
+        return True
+    kind = value.get("type")
+    if kind in ev.APPENDED:
+        return not value.keys() & _PLACED
+    return not (isinstance(kind, str) and (kind in ev.KNOWN or kind.partition(".")[0] in ev.FAMILIES))
 
 
 def fits(data: bytes) -> bool:

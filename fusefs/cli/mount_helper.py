@@ -9,15 +9,16 @@ from __future__ import annotations
 import getopt
 import re
 import sys
-from collections.abc import Sequence
+from argparse import ArgumentTypeError
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from fusefs.cli.errors import UsageError
-from fusefs.cli.mounting import resolved, start
+from fusefs.cli.mounting import resolved, start, umask
 from fusefs.cli.output import complain
-from fusefs.cli.targets import absolute_url
+from fusefs.cli.targets import absolute_url, number
 from fusefs.options import Durability, MountOptions
 from store.errors import StoreError
 from store.library import default_url
@@ -30,6 +31,20 @@ _OF_MOUNT: Final = re.compile(
     "|(no)?(dir|rel|strict)?atime|(no)?lazytime|comment=.*|[xX]-.*"
 )
 """Options that mount(8) deals with, or that mean nothing here."""
+_WORDS: Final[dict[str, dict[str, bool]]] = {
+    "ro": {"read_only": True},
+    "append_only": {"append_only": True},
+    "allow_other": {"allow_other": True},
+    "no_inotify": {"inotify": False},
+    "no_fast_loop": {"fast_loop": False},
+}
+_VALUES: Final[dict[str, Callable[[str], Any]]] = {
+    "durability": Durability,
+    "root": str,
+    "uid": number,
+    "gid": number,
+    "umask": umask,
+}
 
 
 def parse(words: Sequence[str]) -> tuple[MountOptions, bool]:
@@ -51,25 +66,22 @@ def parse(words: Sequence[str]) -> tuple[MountOptions, bool]:
 
 
 def _with(options: MountOptions, option: str, *, sloppy: bool) -> MountOptions:
-    name, _, value = option.partition("=")
-    match name:
-        case "ro":
-            return replace(options, read_only=True)
-        case "allow_other":
-            return replace(options, allow_other=True)
-        case "no_inotify":
-            return replace(options, inotify=False)
-        case "no_fast_loop":
-            return replace(options, fast_loop=False)
-        case "durability":
-            if value not in set(Durability):
-                raise UsageError(f"durability is strict or relaxed, not {value!r}")
-            return replace(options, durability=Durability(value))
-    if sloppy or _OF_MOUNT.fullmatch(option):
+    name, equals, value = option.partition("=")
+    if option in _WORDS:
+        changes: dict[str, Any] = _WORDS[option]
+    elif equals and name in _VALUES:
+        try:
+            changes = {name: _VALUES[name](value)}
+        except ValueError:
+            raise UsageError(f"durability is strict or relaxed, not {value!r}") from None
+        except ArgumentTypeError as error:
+            raise UsageError(f"{name}: {error}") from None
+    elif sloppy or _OF_MOUNT.fullmatch(option):
         return options
-    raise UsageError(
-        f"unknown option {option!r}: chatfs knows ro, allow_other, durability=strict|relaxed, no_inotify, no_fast_loop"
-    )
+    else:
+        known = ", ".join([*_WORDS, *(f"{each}=" for each in _VALUES)])
+        raise UsageError(f"unknown option {option!r}: chatfs knows {known}")
+    return replace(options, **changes)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

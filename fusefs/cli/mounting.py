@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 import time
-from argparse import SUPPRESS, Namespace
+from argparse import SUPPRESS, ArgumentTypeError, Namespace
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -24,7 +24,7 @@ from fusefs.cli import background, mount_records
 from fusefs.cli.errors import CommandFailed
 from fusefs.cli.output import Progress, complain, write_line
 from fusefs.cli.parser import add_command
-from fusefs.cli.targets import making, migration_bar, say_made, store_url
+from fusefs.cli.targets import making, migration_bar, number, say_made, store_url
 from fusefs.options import Durability, MountOptions
 from fusefs.unmount import mounts, unmount
 from store import registry
@@ -54,6 +54,24 @@ def add(commands: Commands) -> None:
     parser.add_argument("--allow-other", action="store_true", help="let other users in, as far as file modes do")
     parser.add_argument("--read-only", action="store_true", help="refuse every change")
     parser.add_argument(
+        "--append-only",
+        action="store_true",
+        help="refuse every change but new messages (and types that chatfs doesn't know) in history.jsonl",
+    )
+    parser.add_argument(
+        "--root",
+        default="",
+        metavar="WORKSPACE[/CHAT]",
+        help="show only that workspace or chat: nothing else has a name in the mount",
+    )
+    parser.add_argument(
+        "--uid", type=number, default=os.getuid(), help="whom the files belong to (default: who mounts)"
+    )
+    parser.add_argument("--gid", type=number, default=os.getgid(), help="the same for the group")
+    parser.add_argument(
+        "--umask", type=umask, default=0o077, metavar="MASK", help="permission bits to leave out, octal (default: 077)"
+    )
+    parser.add_argument(
         "--durability",
         choices=[each.value for each in Durability],
         default=Durability.STRICT.value,
@@ -75,12 +93,28 @@ def add(commands: Commands) -> None:
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
 
 
+def umask(text: str) -> int:
+    """An argument of permission bits. The owner's own must stay: the kernel would keep even them out."""
+    try:
+        found = int(text, 8)
+    except ValueError:
+        found = -1
+    if not 0 <= found <= 0o777 or found & 0o700:
+        raise ArgumentTypeError(f"{text!r} is no mask for the group and others: write 077, 027, 022 or the like")
+    return found
+
+
 def _mount(args: Namespace) -> None:
     options = MountOptions(
         mountpoint=resolved(args.mountpoint),
         url=store_url(args),
         allow_other=args.allow_other,
         read_only=args.read_only,
+        append_only=args.append_only,
+        root=args.root,
+        uid=args.uid,
+        gid=args.gid,
+        umask=args.umask,
         durability=Durability(args.durability),
         debug=args.debug,
         fast_loop=not args.no_fast_loop,
@@ -98,6 +132,8 @@ def start(options: MountOptions) -> None:
     options = prepared(options)
     words = ["mount", str(options.mountpoint), "--store", options.url, "--durability", options.durability.value]
     words += ["--allow-other"] * options.allow_other + ["--read-only"] * options.read_only + ["--debug"] * options.debug
+    words += ["--append-only"] * options.append_only + ["--root", options.root] * bool(options.root)
+    words += ["--uid", str(options.uid), "--gid", str(options.gid), "--umask", f"{options.umask:o}"]
     words += ["--no-fast-loop"] * (not options.fast_loop) + ["--no-inotify"] * (not options.inotify)
     background.start(options.mountpoint, words)
 

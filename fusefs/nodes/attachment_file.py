@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import trio
 from pyfuse3 import EntryAttributes
 
-from fusefs.attributes import FILE_MODE, attributes
+from fusefs.attributes import attributes
 from fusefs.callers import still_open
 from fusefs.nodes.base import Change, Directory, Handle, InView, refuse
 from store.errors import BlobNotFound, CorruptBlob, StoreError
@@ -119,7 +119,7 @@ class AttachmentFile(InView):
         return attributes(
             self.mount.options,
             self.ino,
-            FILE_MODE if mode is None else stat.S_IFREG | mode,
+            self.mount.options.file_mode if mode is None else stat.S_IFREG | mode,
             size=staging.size if staging is not None else found.size if found is not None else 0,
             mtime_ns=mtime_ns,
             nlink=0 if self.gone is not None else 1,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from pyfuse3 import EntryAttributes
 
-from fusefs.attributes import DIRECTORY_MODE, attributes
+from fusefs.attributes import attributes
 from fusefs.nodes.attachment_file import AttachmentFile
 from fusefs.nodes.base import Change, Directory, Handle, InView, Node, refuse, text_name
 from fusefs.nodes.logged_names import LoggedNames
@@ -54,7 +54,7 @@ class AttachmentsDirectory(InView, LoggedNames):
         if self.view.attachments_mtime is not None and self.view.attachments_mtime[1] == when:
             when = self.view.attachments_mtime[0]
         mode = self.view.attachments_mode
-        shown = DIRECTORY_MODE if mode is None else stat.S_IFDIR | mode
+        shown = self.mount.options.directory_mode if mode is None else stat.S_IFDIR | mode
         return attributes(self.mount.options, self.ino, shown, mtime_ns=when, nlink=2)
 
     async def change(self, change: Change, caller: Caller, handle: Handle | None) -> None:

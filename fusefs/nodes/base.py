@@ -103,6 +103,10 @@ class Node:
         if change.uid not in {None, options.uid} or change.gid not in {None, options.gid}:
             raise refuse(errno.EPERM)
 
+    def may_grow(self, flags: int) -> bool:
+        """Whether a mount that is append-only lets it be opened like that."""
+        return False
+
     async def open(self, flags: int, caller: Caller) -> Handle:
         """A handle on its bytes."""
         raise refuse(errno.EISDIR)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pyfuse3 import EntryAttributes
 
-from fusefs.attributes import DIRECTORY_MODE, attributes
+from fusefs.attributes import attributes
 from fusefs.inodes import chat_identity
 from fusefs.nodes.attachments import AttachmentsDirectory
 from fusefs.nodes.base import Directory, Handle, Node, refuse
@@ -127,7 +127,7 @@ class ChatDirectory(ScratchDirectory):
 
     fixed = PROJECTED
 
-    def __init__(self, mount: Mount, of: WorkspaceView, chat: ChatId, parent: Directory, name: bytes) -> None:
+    def __init__(self, mount: Mount, of: WorkspaceView, chat: ChatId, parent: Directory | None, name: bytes) -> None:
         super().__init__(mount, chat_identity(of.workspace.id, chat), parent, name)
         self.chat = chat
         self._of = of
@@ -186,12 +186,15 @@ class ChatDirectory(ScratchDirectory):
         return self._area
 
     async def attributes(self) -> EntryAttributes:
-        return self.attributes_of((await self._of.workspace.load()).chats[self.chat])
+        record = (await self._of.workspace.load()).chats.get(self.chat)
+        if record is None:
+            raise refuse(errno.ESTALE)  # chatfs gc has deleted it
+        return self.attributes_of(record)
 
     def attributes_of(self, record: ChatRecord) -> EntryAttributes:
         """Those of the chat with that record: what its workspace knows is enough, the chat isn't opened."""
         when = max(record.changed * 1_000_000, changed_ns(f"{self._of.chats_directory}/{self.chat}/{SCRATCH}"))
-        found = attributes(self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when, nlink=3)
+        found = attributes(self.mount.options, self.ino, self.mount.options.directory_mode, mtime_ns=when, nlink=3)
         found.generation = self._generation
         return found
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from pyfuse3 import EntryAttributes
 
-from fusefs.attributes import FILE_MODE, attributes
+from fusefs.attributes import attributes
 from fusefs.nodes.base import Change, Directory, Handle, Node, refuse
 from fusefs.polling import events
 from store import events as ev
@@ -106,12 +106,15 @@ class LogFile(Node):
         if self._is_another():
             self.mount.notifier.contents(self)
         when = head_mtime_ns(head) or self.owner.created_ns
-        return attributes(self.mount.options, self.ino, FILE_MODE, size=head.size, mtime_ns=when)
+        return attributes(self.mount.options, self.ino, self.mount.options.file_mode, size=head.size, mtime_ns=when)
 
     async def change(self, change: Change, caller: Caller, handle: Handle | None) -> None:
         self.check_owner(change)
         if change.size is not None and (await self.owner.head()).size not in {0, change.size}:
             raise refuse(errno.EPERM)
+
+    def may_grow(self, flags: int) -> bool:
+        return self.mount.options.append_only and bool(flags & os.O_APPEND) and not flags & os.O_TRUNC
 
     async def open(self, flags: int, caller: Caller) -> Handle:
         writing = flags & os.O_ACCMODE != os.O_RDONLY
@@ -136,6 +139,7 @@ class LogHandle(Handle):
 
     __slots__ = (
         "actor",
+        "additive",
         "expected",
         "file",
         "pending",
@@ -153,6 +157,7 @@ class LogHandle(Handle):
         self.direct_io = True
         self.replacing = replacing
         self.actor = caller.actor
+        self.additive = file.mount.options.append_only
         self.expected = 0
         self.pending = b""
         self.rejected: str | None = None
@@ -201,7 +206,7 @@ class LogHandle(Handle):
             self.pending = carried
             raise
         if accepted == 0:
-            code = errno.EFBIG if len(lines[0]) > LINE_MAX else errno.EINVAL
+            code = self._why_not(lines[0])
             if carried:
                 await self._reject(lines[0])
                 self.rejected = None
@@ -240,9 +245,12 @@ class LogHandle(Handle):
         for line in lines:
             if line and not line.isspace():
                 try:
-                    batch.append(intake.accept(line, actor, uuid7))
+                    new = intake.accept(line, actor, uuid7)
                 except (InvalidEvent, LineTooLong):
                     break
+                if self.additive and not intake.only_adds(new):
+                    break
+                batch.append(new)
             good += 1
         if batch:
             await self.file.append(batch)
@@ -250,6 +258,16 @@ class LogHandle(Handle):
             if self.replacing:
                 self.file.owner.copied_by(self.caller.process, attached_names(batch))
         return good
+
+    def _why_not(self, line: bytes) -> int:
+        """The errno for a line that wasn't accepted."""
+        if len(line) > LINE_MAX:
+            return errno.EFBIG
+        try:
+            intake.accept(line, self.actor, uuid7)
+        except InvalidEvent:
+            return errno.EINVAL
+        return errno.EPERM
 
     async def _reject(self, data: bytes) -> None:
         """Keep what can't be an entry: its first bytes were taken by an earlier write."""
@@ -275,7 +293,7 @@ class LogHandle(Handle):
                 # The tail stays in the handle: a duplicate of it may still be open, and bring the rest of the line.
                 self.pending = tail + self.pending
                 await self._reject(tail)
-                raise refuse(errno.EINVAL)
+                raise refuse(self._why_not(tail))
             self._forget_rejected()
         if self.unsynced:
             self.unsynced = False

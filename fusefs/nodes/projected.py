@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import trio
 from pyfuse3 import EntryAttributes
 
-from fusefs.attributes import FILE_MODE, attributes
+from fusefs.attributes import attributes
 from fusefs.callers import process_of, still_open
 from fusefs.drafts import Draft
 from fusefs.nodes.base import Change, Directory, Handle, InView, refuse
@@ -134,14 +134,16 @@ class ProjectedFile(InView):
         self._told = await self.present()
         size, mtime_ns = await self.shown_size()
         if not self.drafts:
-            return attributes(self.mount.options, self.ino, FILE_MODE, size=size, mtime_ns=mtime_ns)
+            return attributes(self.mount.options, self.ino, self.mount.options.file_mode, size=size, mtime_ns=mtime_ns)
         process = process_of(thread)
         draft = self.drafts.get(process)
         # The kernel has one size for all: while another process may be reading through its cache, it must be right.
         if draft is not None and not any(handle.cached_by_other(process) for handle in self.handles):
             size = draft.staging.size + (size if draft.partial else 0)
             mtime_ns = max(mtime_ns, draft.mtime_ns)
-        return attributes(self.mount.options, self.ino, FILE_MODE, size=size, mtime_ns=mtime_ns, timeout=0)
+        return attributes(
+            self.mount.options, self.ino, self.mount.options.file_mode, size=size, mtime_ns=mtime_ns, timeout=0
+        )
 
     async def _readers_left(self, key: int) -> None:
         """Wait, for a moment, until nobody else reads through the kernel's cache.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pyfuse3 import ROOT_INODE, EntryAttributes
 
-from fusefs.attributes import DIRECTORY_MODE, attributes
+from fusefs.attributes import attributes
 from fusefs.nodes.announced import AnnouncedNames
 from fusefs.nodes.base import Directory, Node, refuse, text_name
 from fusefs.nodes.workspace_dir import WorkspaceDirectory
@@ -37,8 +37,9 @@ class RootDirectory(AnnouncedNames):
     async def attributes(self) -> EntryAttributes:
         workspaces = await self.mount.store.workspaces()
         when = max((workspace.state.created for workspace in workspaces), default=0)
+        options = self.mount.options
         return attributes(
-            self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when * 1_000_000, nlink=2 + len(workspaces)
+            options, self.ino, options.directory_mode, mtime_ns=when * 1_000_000, nlink=2 + len(workspaces)
         )
 
     async def names(self) -> list[bytes]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from pyfuse3 import EntryAttributes
 
-from fusefs.attributes import DIRECTORY_MODE, SYMLINK_MODE, attributes
+from fusefs.attributes import SYMLINK_MODE, attributes
 from fusefs.inodes import chat_identity, inode_number
 from fusefs.nodes.base import AtHand, Directory, InView, Node, refuse, text_name
 from fusefs.nodes.chat_dir import PROJECTED, ChatDirectory, ScratchDirectory
@@ -44,7 +44,7 @@ class WorkspaceDirectory(InView, ScratchDirectory):
 
     fixed = (b"workspace.json", b"history.jsonl", b"chats", b"archive", *UNLISTED)
 
-    def __init__(self, mount: Mount, view: WorkspaceView, parent: Directory, name: bytes) -> None:
+    def __init__(self, mount: Mount, view: WorkspaceView, parent: Directory | None, name: bytes) -> None:
         super().__init__(mount, view.identity, parent, name)
         self.view = view
 
@@ -61,7 +61,7 @@ class WorkspaceDirectory(InView, ScratchDirectory):
     async def attributes(self) -> EntryAttributes:
         state = await self.view.workspace.load()
         when = max(state.created * 1_000_000, self.area.changed_ns())
-        return attributes(self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when, nlink=6)
+        return attributes(self.mount.options, self.ino, self.mount.options.directory_mode, mtime_ns=when, nlink=6)
 
     async def shows(self, name: bytes) -> bool:
         return name not in self.view.hidden or not self.view.is_hidden(name, (await self.view.head()).seq)
@@ -130,9 +130,8 @@ class PlaceDirectory(InView, LoggedNames):
     async def attributes(self) -> EntryAttributes:
         state = await self.view.workspace.load()
         when = state.places_changed[self.place] or state.created * 1_000_000
-        return attributes(
-            self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=when, nlink=2 + state.count(self.place)
-        )
+        options = self.mount.options
+        return attributes(options, self.ino, options.directory_mode, mtime_ns=when, nlink=2 + state.count(self.place))
 
     async def names(self) -> list[bytes]:
         state = await self.view.workspace.load()
@@ -261,8 +260,8 @@ class ByIdDirectory(InView, Directory):
         self.view = view
 
     async def attributes(self) -> EntryAttributes:
-        head = await self.view.head()
-        return attributes(self.mount.options, self.ino, DIRECTORY_MODE, mtime_ns=head_mtime_ns(head), nlink=2)
+        head, options = await self.view.head(), self.mount.options
+        return attributes(options, self.ino, options.directory_mode, mtime_ns=head_mtime_ns(head), nlink=2)
 
     async def names(self) -> list[bytes]:
         return [chat.encode() for chat in (await self.view.workspace.load()).chats]
