@@ -263,8 +263,10 @@ def fuse_options(options: MountOptions) -> set[str]:
     return found
 
 
-async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
+async def serve(options: MountOptions, ready: Callable[[], None], alive: int | None = None) -> None:
     """Mount, say `ready`, serve until unmounted or told to end by SIGTERM, SIGINT or SIGHUP, and clean up.
+
+    Also when the other end of the pipe `alive` is closed: whoever needed the mount is gone.
 
     Raises StoreError where the store can't be opened, RuntimeError where the kernel refuses the mount.
     """
@@ -283,6 +285,8 @@ async def serve(options: MountOptions, ready: Callable[[], None]) -> None:
                 nursery.start_soon(mount.announcer.run)
                 nursery.start_soon(mount.sync_later)
                 nursery.start_soon(_end_on_signal)
+                if alive is not None:
+                    nursery.start_soon(_end_with, alive)
                 nursery.start_soon(read_ahead, mount)
                 if not options.read_only:
                     nursery.start_soon(store.index.follow)
@@ -307,6 +311,11 @@ async def _end_on_signal() -> None:
         async for _ in signals:
             pyfuse3.terminate()
             return
+
+
+async def _end_with(alive: int) -> None:
+    await trio.lowlevel.wait_readable(alive)
+    pyfuse3.terminate()
 
 
 async def read_ahead(mount: Mount) -> None:

@@ -15,9 +15,10 @@ from weakref import WeakValueDictionary
 import trio
 
 from store import events as ev
+from store import sandboxes
 from store.chat import Chat
 from store.driver import Driver
-from store.errors import ChatBusy, ChatNotFound, NameTaken, NotEmpty, QuotaExceeded, SeqConflict
+from store.errors import ChatNotFound, NameTaken, NotEmpty, QuotaExceeded, SeqConflict
 from store.folded import Moved
 from store.kinds import WORKSPACE
 from store.model import (
@@ -25,7 +26,6 @@ from store.model import (
     NewEntry,
     Seq,
     WorkspaceId,
-    clock_ms,
     directory_name,
     uuid7,
     workspace_space,
@@ -185,9 +185,9 @@ class Workspace:
 
     async def require_free_of_sandboxes(self, chat: ChatId) -> None:
         """Raises ChatBusy while a sandbox session is active on the chat."""
-        session = await self.driver.kv.get(f"sandboxes/{chat}")
-        if session is not None and session.value.get("expires", 0) > clock_ms():
-            raise ChatBusy(f"sandbox session {session.value.get('id')} is active on the chat: stop it first")
+        session = await sandboxes.active_on(self.driver, chat)
+        if session is not None:
+            raise sandboxes.busy(self.chat_by_id(chat).called, session)
 
     @staticmethod
     def _require(state: WorkspaceState, chat: ChatId) -> ChatRecord:

@@ -8,6 +8,7 @@ Concurrency: blocks, for at most `START_SECONDS`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -25,8 +26,12 @@ READY: Final = b"ready\n"
 _SAID_BY_FUSE: Final = b"fusermount3: "
 
 
-def start(mountpoint: Path, words: list[str]) -> None:
-    """Start `chatfs WORDS… --foreground` and return when its mount is usable. Raises CommandFailed."""
+def start(mountpoint: Path, words: list[str], alive: int | None = None) -> None:
+    """Start `chatfs WORDS… --foreground` and return when its mount is usable. Raises CommandFailed.
+
+    `alive`: a pipe's end to read from; when nobody can write into it any more, it unmounts.
+    """
+    words = words + ["--while-fd", str(alive)] * (alive is not None)
     log = mount_records.open_log(mountpoint)
     ready, theirs = os.pipe()
     try:
@@ -37,7 +42,7 @@ def start(mountpoint: Path, words: list[str]) -> None:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                pass_fds=(theirs,),
+                pass_fds=(theirs,) if alive is None else (theirs, alive),
                 start_new_session=True,
             )
         finally:
@@ -91,7 +96,8 @@ def _said_by_fuse(path: Path, before: int) -> str:
 
 
 def tell(pipe: int | None, message: bytes) -> None:
-    """In the child: say `message` to whoever started it."""
+    """In the child: say `message` to whoever started it, if they are still there."""
     if pipe is not None:
-        os.write(pipe, message)
+        with contextlib.suppress(BrokenPipeError):
+            os.write(pipe, message)
         os.close(pipe)

@@ -16,7 +16,19 @@ from argparse import Action, Namespace
 from collections.abc import Sequence
 from typing import Final
 
-from fusefs.cli import chat, checking, collecting, compacting, importing, log, mounting, searching, status, workspace
+from fusefs.cli import (
+    chat,
+    checking,
+    collecting,
+    compacting,
+    importing,
+    log,
+    mounting,
+    sandbox,
+    searching,
+    status,
+    workspace,
+)
 from fusefs.cli.errors import UsageError
 from fusefs.cli.output import Complaints, complain
 from fusefs.cli.parser import Parser, add_global
@@ -43,7 +55,8 @@ def build() -> Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     add_global(parser, top=True)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    for topic in (mounting, workspace, chat, log, importing, compacting, searching, checking, collecting, status):
+    topics = (mounting, workspace, chat, log, importing, compacting, searching, checking, collecting, sandbox, status)
+    for topic in topics:
         topic.add(commands)
     return parser
 

@@ -88,6 +88,7 @@ def add(commands: Commands) -> None:
         help="wait for requests with pyfuse3's own session loop: slower; to tell whether a fault is in the fast one",
     )
     parser.add_argument("--ready-fd", type=int, help=SUPPRESS)
+    parser.add_argument("--while-fd", type=int, help=SUPPRESS)
 
     parser = add_command(commands, "umount", _umount, "unmount, and wait until everything is written")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
@@ -121,7 +122,7 @@ def _mount(args: Namespace) -> None:
         inotify=not args.no_inotify,
     )
     if args.foreground:
-        _serve(options, args.ready_fd)
+        _serve(options, args.ready_fd, args.while_fd)
     else:
         start(options)
 
@@ -138,9 +139,10 @@ def start(options: MountOptions) -> None:
     background.start(options.mountpoint, words)
 
 
-def _serve(options: MountOptions, pipe: int | None) -> None:
-    if pipe is not None:
-        os.set_inheritable(pipe, False)  # else fusermount3 would hold it open
+def _serve(options: MountOptions, pipe: int | None, alive: int | None) -> None:
+    for descriptor in (pipe, alive):
+        if descriptor is not None:
+            os.set_inheritable(descriptor, False)  # else fusermount3 would hold it open
     logging.basicConfig(
         level=logging.DEBUG if options.debug else logging.WARNING,
         format="%(asctime)s %(levelname)s %(message)s",
@@ -162,7 +164,7 @@ def _serve(options: MountOptions, pipe: int | None) -> None:
             pipe = None
 
         with mount_records.recorded(options.mountpoint, options.url):
-            trio.run(functools.partial(serve, options, ready))
+            trio.run(functools.partial(serve, options, ready, alive))
     except BaseException as error:
         told = error
         while isinstance(told, BaseExceptionGroup):

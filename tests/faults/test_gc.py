@@ -25,6 +25,7 @@ from store.library import Store, open_store
 from store.model import Millis, NewEntry, clock_ms
 from store.workspace import Workspace
 from store.workspace_state import Place
+from tests.support.sandboxed import session_of
 
 REPOSITORY = Path(__file__).parents[2]
 DAY = 86_400
@@ -117,7 +118,7 @@ async def test_a_chat_with_a_sandbox_stays(root: Path):
         workspace = await made(store)
         record = await workspace.record("trip")
         await workspace.trash_chat(record.id, "test")
-        await store.driver.kv.put(f"sandboxes/{record.id}", {"id": "s", "expires": clock_ms() + 60_000})
+        await store.driver.kv.put(f"sandboxes/{record.id}", session_of(workspace.id, record.id))
     done = await run(root)
     assert done.chats.count == 0
     assert any("sandbox" in note for note in done.notes)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from store.library import Store
-from store.model import clock_ms
 from tests.support.mounts import Chat, Mounted, Workspace
 from tests.support.ops import EXCHANGE, NOREPLACE, elsewhere, opened, refused, renameat2
+from tests.support.sandboxed import session_of
 
 pytestmark = pytest.mark.mount
 
@@ -281,7 +281,7 @@ def test_a_chat_in_use_by_a_sandbox_is_busy(mounted: Mounted) -> None:
     chat = workspace.chat()
 
     async def start(store: Store) -> None:
-        await store.driver.kv.put(f"sandboxes/{chat.id}", {"id": "s1", "expires": clock_ms() + 60_000})
+        await store.driver.kv.put(f"sandboxes/{chat.id}", session_of(workspace.id, chat.id))
 
     elsewhere(mounted, start)
     with refused(errno.EBUSY):

@@ -26,9 +26,10 @@ from store.errors import (
     WorkspaceNotFound,
 )
 from store.library import Store, open_store
-from store.model import LINE_MAX, NewEntry, clock_ms
+from store.model import LINE_MAX, NewEntry
 from store.workspace import Workspace
 from store.workspace_state import Place
+from tests.support.sandboxed import session_of
 
 ME = "test"
 _names = itertools.count()
@@ -143,12 +144,12 @@ async def test_what_went_with_a_chat_comes_back_with_it(workspace: Workspace) ->
 async def test_a_sandbox_keeps_its_chat(workspace: Workspace) -> None:
     chat = await workspace.create_chat("trip", ME)
     key = f"sandboxes/{chat.id}"
-    await workspace.driver.kv.put(key, {"id": "s1", "expires": clock_ms() + 60_000})
+    await workspace.driver.kv.put(key, session_of(workspace.id, chat.id))
     with pytest.raises(ChatBusy):
         await workspace.trash_chat(chat.id, ME)
     with pytest.raises(ChatBusy):
         await workspace.move_chat(chat.id, Place.ARCHIVE, "trip", ME)
-    await workspace.driver.kv.put(key, {"id": "s1", "expires": clock_ms() - 1})
+    await workspace.driver.kv.put(key, session_of(workspace.id, chat.id, lapses_in=-1))
     await workspace.trash_chat(chat.id, ME)
 
 

@@ -1,0 +1,1 @@
+"""Commands in a sandbox that has one chat: `chatfs sandbox run`."""

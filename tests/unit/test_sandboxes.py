@@ -1,0 +1,112 @@
+"""Sandbox sessions: one per chat, alive as long as somebody says so, and refusing what would take the chat away."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
+
+import pytest
+import trio
+
+from store import alive, sandboxes
+from store.chat import Chat
+from store.driver import Document
+from store.errors import ChatBusy, NotHolder
+from store.library import Store, open_store
+from store.model import Millis, clock_ms
+from store.sandboxes import LAPSE_MS, SandboxSession, begun
+from store.workspace_state import Place
+from tests.contract.backends import FakeClock
+
+
+@pytest.fixture
+async def store() -> AsyncIterator[Store]:
+    async with open_store("memory:") as store:
+        yield store
+
+
+@pytest.fixture
+async def chat(store: Store) -> Chat:
+    return await (await store.create_workspace("w", "test")).create_chat("c", "test")
+
+
+async def hold(stack: AsyncExitStack, chat: Chat, clock: FakeClock) -> sandboxes.Held:
+    workspace = chat.workspace
+    return await stack.enter_async_context(
+        begun(workspace.driver, workspace.id, chat.id, "none", called="w/c", clock=clock)
+    )
+
+
+async def test_a_chat_has_one_session(chat: Chat):
+    clock = FakeClock()
+    async with AsyncExitStack() as stack:
+        held = await hold(stack, chat, clock)
+        with pytest.raises(ChatBusy, match=f"w/c is in use by sandbox session {held.session.id} .* sandbox stop"):
+            await hold(stack, chat, clock)
+        assert await sandboxes.active_on(chat.workspace.driver, chat.id, clock=clock) == held.session
+    assert await sandboxes.sessions(chat.workspace.driver) == []
+    async with AsyncExitStack() as stack:
+        await hold(stack, chat, clock)
+
+
+async def test_a_session_that_nobody_keeps_alive_lapses(chat: Chat):
+    clock = FakeClock()
+    driver = chat.workspace.driver
+    async with AsyncExitStack() as stack:
+        first = await hold(stack, chat, clock)
+        clock.now += LAPSE_MS - 1
+        await first.beat()
+        clock.now += LAPSE_MS - 1
+        assert await sandboxes.active_on(driver, chat.id, clock=clock) == first.session
+        clock.now += 1
+        assert await sandboxes.active_on(driver, chat.id, clock=clock) is None
+        second = await hold(stack, chat, clock)
+        with pytest.raises(NotHolder, match="another may have the chat"):
+            await first.beat()
+        await first.end()
+        assert await sandboxes.active_on(driver, chat.id, clock=clock) == second.session
+
+
+async def test_a_session_whose_process_is_gone_is_over_at_once(chat: Chat):
+    ended = await trio.run_process([sys.executable, "-c", "import os; print(os.getpid())"], capture_stdout=True)
+    child = int(ended.stdout)
+    session = SandboxSession(
+        "s", chat.workspace.id, chat.id, "none", child, 1, alive.here(), Millis(0), Millis(0), Millis(1 << 50)
+    )
+    driver = chat.workspace.driver
+    await driver.kv.put(f"sandboxes/{chat.id}", asdict(session))
+    assert await sandboxes.active_on(driver, chat.id) is None
+    # A process of this number that started at another time is another one; elsewhere nobody can tell.
+    mine = replace(session, pid=os.getpid())
+    await driver.kv.put(f"sandboxes/{chat.id}", asdict(mine))
+    assert await sandboxes.active_on(driver, chat.id) is None
+    elsewhere = replace(session, where="another machine")
+    await driver.kv.put(f"sandboxes/{chat.id}", asdict(elsewhere))
+    assert await sandboxes.active_on(driver, chat.id) == elsewhere
+    await sandboxes.forget(driver, mine)
+    assert await sandboxes.sessions(driver) == []
+
+
+async def test_a_chat_in_a_sandbox_is_neither_removed_nor_archived(chat: Chat):
+    clock = FakeClock(clock_ms())
+    workspace = chat.workspace
+    async with AsyncExitStack() as stack:
+        held = await hold(stack, chat, clock)
+        for place in (Place.TRASH, Place.ARCHIVE):
+            with pytest.raises(ChatBusy, match=held.session.id):
+                await workspace.move_chat(chat.id, place, "c", "test")
+        await workspace.move_chat(chat.id, Place.CHATS, "renamed", "test")
+    await workspace.move_chat(chat.id, Place.ARCHIVE, "renamed", "test")
+
+
+@pytest.mark.parametrize("value", [None, [], {}, {"id": 1}, {"id": "s", "expires": 1 << 60}])
+async def test_a_document_that_says_no_session_is_none(chat: Chat, value: object):
+    driver = chat.workspace.driver
+    assert isinstance(await driver.kv.put(f"sandboxes/{chat.id}", value), Document)
+    assert await sandboxes.active_on(driver, chat.id) is None
+    assert await sandboxes.sessions(driver) == []
+    async with AsyncExitStack() as stack:
+        await hold(stack, chat, FakeClock())
