@@ -12,6 +12,7 @@ from fusefs.options import MountOptions
 
 BLOCK: Final = 512
 SYMLINK_MODE: Final = stat.S_IFLNK | 0o777
+_RIGHTS: Final = stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX
 
 
 def attributes(
@@ -25,10 +26,13 @@ def attributes(
     nlink: int = 1,
     timeout: float | None = None,
 ) -> EntryAttributes:
-    """One node's attributes. Times are nanoseconds since the epoch; `timeout` replaces both of the mount's."""
+    """One node's attributes. Times are nanoseconds since the epoch; `timeout` replaces both of the mount's.
+
+    Nothing here runs with its owner's rights: root's copy of it (`cp -a`, `tar`) must be no set-user-ID program.
+    """
     found = EntryAttributes()
     found.st_ino = InodeT(ino)
-    found.st_mode = ModeT(mode)
+    found.st_mode = ModeT(mode & ~_RIGHTS)
     found.st_nlink = nlink
     found.st_uid = options.uid
     found.st_gid = options.gid

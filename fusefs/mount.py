@@ -30,6 +30,7 @@ from fusefs.nodes.root_dir import RootDirectory
 from fusefs.notify import Notifier
 from fusefs.operations import ChatOperations
 from fusefs.options import Durability, MountOptions
+from fusefs.projection import Projections
 from fusefs.recovery import pieces, recover_drafts
 from fusefs.rooted import Part, directory_of, find
 from fusefs.scratch import ScratchArea
@@ -56,6 +57,8 @@ RECENT_VIEWS: Final = 256
 SEEN_STATES: Final = 8
 """How many editors' own states, after merged saves, are kept in memory."""
 READ_AHEAD_KB: Final = 1024
+ROOM_SECONDS: Final = 1.0
+"""How old may be what df(1) shows of a quota, as long as nothing is written."""
 RELAXED_SECONDS: Final = 1.0
 """How long a relaxed mount may put off a sync."""
 
@@ -71,6 +74,7 @@ class Mount:
         self.notifier = Notifier()
         self.announcer = Announcer(self, enabled=options.inotify and not options.read_only)
         self.moves = Moves(self)
+        self.projections = Projections(self)
         self.held_chats: dict[SpaceId, ChatView] = {}
         """Views of chats of which the kernel holds something."""
         self._views: WeakValueDictionary[SpaceId, ChatView | WorkspaceView] = WeakValueDictionary()
@@ -90,7 +94,7 @@ class Mount:
         """What the last deferred sync failed with: said once."""
         self.agreed = trio.Event()
         """Set once the kernel and libfuse have agreed on what they can (INIT)."""
-        store.on_moved = self._moved
+        store.on_moved = self.moved
 
     def begin(self) -> None:
         """The kernel is about to hold the root, and may ask for anything."""
@@ -165,7 +169,8 @@ class Mount:
         space = chat_space(workspace.id, chat)
         found = self._views.get(space)
         if not isinstance(found, ChatView):
-            found = self._views[space] = ChatView(self, workspace.chat_by_id(chat))
+            external = self.projections.chat_of(workspace, chat) if self.projections.externals else None
+            found = self._views[space] = ChatView(self, external or workspace.chat_by_id(chat))
         self._recent[found] = None
         self._recent.move_to_end(found)
         if len(self._recent) > RECENT_VIEWS:
@@ -208,7 +213,13 @@ class Mount:
             if view.chat.workspace is workspace:
                 view.renamed()
 
-    def _moved(self, space: SpaceId, change: Change | None) -> None:
+    def known_view(self, space: SpaceId) -> ChatView | None:
+        """The view of a chat, if there is one."""
+        found = self._views.get(space)
+        return found if isinstance(found, ChatView) else None
+
+    def moved(self, space: SpaceId, change: Change | None) -> None:
+        """A log has moved, and what that did to its fold, where it is known."""
         top = self.top
         if "/" not in space:
             if top is not None:
@@ -221,6 +232,7 @@ class Mount:
             found.moved(change if isinstance(change, Effect) else None)
         elif isinstance(found, WorkspaceView):
             found.moved(change if isinstance(change, Names) else None)
+            self.projections.moved(found.workspace.id)
             state = found.workspace.state
             if top is not None and (state.name.encode() not in top.children or state.trashed):
                 top.log_moved()
@@ -231,7 +243,7 @@ class Mount:
         quota = 0 if self.part is None else (await self.part.workspace.load()).quota_bytes
         if self.part is None or not quota:
             return block, blocks, free, available
-        left = max(0, quota - await self.part.workspace.usage()) // block
+        left = max(0, quota - await self.part.workspace.quota.usage(patience=ROOM_SECONDS)) // block
         return block, quota // block, min(free, left), min(available, left)
 
     async def settle(self) -> None:
@@ -272,6 +284,8 @@ async def serve(options: MountOptions, ready: Callable[[], None], alive: int | N
     """
     async with open_store(options.url, access=Access.READ if options.read_only else Access.MAKE) as store:
         mount = Mount(store, options, await find(store, options.root))
+        if store.authorities is not None:
+            store.authorities.durable = options.durability is Durability.STRICT
         if not options.read_only:
             await recover_drafts(store)
         mount.begin()
@@ -280,30 +294,38 @@ async def serve(options: MountOptions, ready: Callable[[], None], alive: int | N
         pyfuse3.init(operations, str(options.mountpoint), fuse_options(options))
         unmounted = False
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(mount.notifier.run)
-                nursery.start_soon(mount.announcer.run)
-                nursery.start_soon(mount.sync_later)
-                nursery.start_soon(_end_on_signal)
-                if alive is not None:
-                    nursery.start_soon(_end_with, alive)
-                nursery.start_soon(read_ahead, mount)
-                if not options.read_only:
-                    nursery.start_soon(store.index.follow)
-                mount.notifier.live = True
-                ready()
-                with fast_session_loop(wanted=options.fast_loop):
-                    await pyfuse3.main()
-                store.index.hurry()
-                nursery.cancel_scope.cancel()
+            async with mount.projections.running():
+                try:
+                    await _serve(mount, ready, alive)
+                finally:
+                    mount.notifier.live = False
+                    with trio.CancelScope(shield=True):
+                        await mount.settle()
             unmounted = True
         finally:
-            mount.notifier.live = False
-            with trio.CancelScope(shield=True):
-                await mount.settle()
             # After a failure the mount point stays dead instead of looking empty: rsync would empty its mirror.
             pyfuse3.close(unmount=unmounted)
             mount.announcer.reap()
+
+
+async def _serve(mount: Mount, ready: Callable[[], None], alive: int | None) -> None:
+    options, store = mount.options, mount.store
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.notifier.run)
+        nursery.start_soon(mount.announcer.run)
+        nursery.start_soon(mount.sync_later)
+        nursery.start_soon(_end_on_signal)
+        if alive is not None:
+            nursery.start_soon(_end_with, alive)
+        nursery.start_soon(read_ahead, mount)
+        if not options.read_only:
+            nursery.start_soon(store.index.follow)
+        mount.notifier.live = True
+        ready()
+        with fast_session_loop(wanted=options.fast_loop):
+            await pyfuse3.main()
+        store.index.hurry()
+        nursery.cancel_scope.cancel()
 
 
 async def _end_on_signal() -> None:

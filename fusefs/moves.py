@@ -22,6 +22,7 @@ from fusefs.nodes.log_file import LogFile
 from fusefs.nodes.projected import ProjectedFile
 from fusefs.nodes.scratch import ScratchFile
 from fusefs.nodes.workspace_dir import PlaceDirectory, WorkspaceDirectory
+from store import attaching
 from store.model import AttachmentId, uuid7
 
 if TYPE_CHECKING:
@@ -49,8 +50,9 @@ class Moves:
             raise refuse(errno.EXDEV)
         node = await source.lookup(name)
         assert isinstance(node, ChatDirectory)
-        state = await source.view.workspace.load()
-        taken = state.find_in(target.place, text_name(new))
+        await source.view.workspace.load()
+        text_name(new)
+        taken = target.find(new)
         if taken is not None and taken.id != node.chat:
             raise refuse(errno.ENOTEMPTY)
         node.placed(target, new)
@@ -87,6 +89,8 @@ class Moves:
         over = await self._mount.present(target, new)
         if isinstance(node, ScratchFile):
             if new not in source.fixed:
+                if isinstance(over, ScratchFile):
+                    over.loses_name()
                 os.rename(source.area.path(name), source.area.path(new))
                 node.placed(source, new)
             else:
@@ -114,6 +118,7 @@ class Moves:
             await projected.view.sync()
         else:
             raise refuse(errno.EPERM)
+        node.loses_name()
         source.area.unlink(name)
         source.show(projected.name)
         self._became(source, node, projected)
@@ -138,11 +143,17 @@ class Moves:
         if isinstance(node, ProjectedFile):
             await node.settle()
         handle_size = (await node.attributes()).st_size
+        async with source.quota.taking(lambda: handle_size):
+            await self._copy(source, node, new, handle_size)
+        await source.hide(name)
+        self._mount.notifier.entry(source, new)
+
+    async def _copy(self, source: ScratchDirectory, node: ProjectedFile | LogFile, new: bytes, until: int) -> None:
         descriptor = source.area.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             offset = 0
-            while offset < handle_size:
-                size = min(_PIECE, handle_size - offset)
+            while offset < until:
+                size = min(_PIECE, until - offset)
                 if isinstance(node, ProjectedFile):
                     piece = await node.shown(offset, size)
                 else:
@@ -152,8 +163,6 @@ class Moves:
                 offset += os.pwrite(descriptor, piece, offset)
         finally:
             os.close(descriptor)
-        await source.hide(name)
-        self._mount.notifier.entry(source, new)
 
     def _became(self, directory: Directory, node: Node, real: Node) -> None:
         """The kernel believes `node` to be at `real`'s place."""
@@ -172,6 +181,9 @@ class Moves:
         node = await source.lookup(name)
         if isinstance(node, ScratchFile):
             if target is source and new.startswith(b"."):
+                over = await self._mount.present(target, new)
+                if isinstance(over, ScratchFile):
+                    over.loses_name()
                 os.rename(source.view.scratch_attachments.path(name), source.view.scratch_attachments.path(new))
                 node.placed(source, new)
             elif isinstance(target, AttachmentsDirectory) and target is source:
@@ -253,27 +265,30 @@ class Moves:
         text = checked_name(new)
         backing = os.lstat(area.path(node.name))
         chat = target.view.chat
-        workspace = chat.workspace
-        if workspace.state.quota_bytes:
-            await workspace.check_quota(backing.st_size)
-        staging = chat.stage(text)
+        # Not counted, and without a name: what is charged is the file, which stays if this is interrupted.
+        staging = chat.stage("", counted=False)
         try:
             offset = 0
             for piece in area.pieces(node.name, _PIECE):
                 offset += staging.write(offset, piece)
-            ref = await staging.commit(durable=self._mount.strict)
+            mode = backing.st_mode & 0o777
+
+            async def done() -> None:
+                node.loses_name()
+                area.unlink(node.name)
+
+            made = await attaching.commit(
+                chat,
+                text,
+                staging,
+                caller.actor,
+                mode=None if mode == 0o600 else mode,
+                mtime_ns=backing.st_mtime_ns,
+                identity=await self._identity_at(target, new),
+                durable=self._mount.strict,
+                done=done,
+            )
         finally:
             await staging.discard()
-        identity = await self._identity_at(target, new)
-        mode = backing.st_mode & 0o7777
-        made = await chat.put_attachment(
-            text,
-            ref,
-            caller.actor,
-            mode=None if mode == 0o600 else mode,
-            mtime_ns=backing.st_mtime_ns,
-            identity=identity,
-        )
-        area.unlink(node.name)
         await self._mount.synced(target.view.sync)
         self._became(source, node, target.node_of(made))

@@ -37,6 +37,7 @@ from fusefs.attributes import absent
 from fusefs.errno_map import LOGGED, errno_of
 from fusefs.listing import Listing
 from fusefs.nodes.base import Change, Directory, Handle, Node, refuse
+from fusefs.nodes.workspace_dir import PlaceDirectory
 from store.errors import StoreError
 from store.model import NAME_MAX
 
@@ -110,6 +111,17 @@ class ChatOperations(pyfuse3.Operations):
         if self._restricted and not self._announcer.is_process(thread):
             raise refuse(errno.EROFS if self._mount.options.read_only else errno.EPERM)
 
+    async def _own(self, node: Node, name: bytes = b"") -> None:
+        """The node, or what is called so in a directory of chats, is about to be changed.
+
+        A chat that is only in a project is taken into the store before.
+        """
+        projections = self._mount.projections
+        if projections.externals:
+            if name and isinstance(node, PlaceDirectory):
+                node = await node.lookup(name)
+            await projections.make_own(node)
+
     def _number(self) -> int:
         self._next += 1
         return self._next
@@ -170,6 +182,7 @@ class ChatOperations(pyfuse3.Operations):
         directory = self._directory(parent_inode)
         if self._announcer.is_process(ctx.pid):
             return await self._entry(await self._announcer.made("mkdir", directory, name))
+        await self._own(directory)
         with self._announcer.own((directory, name)), directory.making(name):
             return await self._entry(await directory.mkdir(name, self._mount.caller(ctx)))
 
@@ -184,6 +197,7 @@ class ChatOperations(pyfuse3.Operations):
         directory = self._directory(parent_inode)
         if self._announcer.is_process(ctx.pid):
             return await self._entry(await self._announcer.made("mknod", directory, name))
+        await self._own(directory)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
         with self._announcer.own((directory, name)):
             with directory.making(name):
@@ -201,6 +215,7 @@ class ChatOperations(pyfuse3.Operations):
         if len(name) > NAME_MAX:
             raise refuse(errno.ENAMETOOLONG)
         directory = self._directory(parent_inode)
+        await self._own(directory)
         with directory.making(name):
             node, handle = await directory.create(name, mode, flags, self._mount.caller(ctx))
         return self._opened(handle), await self._entry(node, ctx.pid)
@@ -211,6 +226,7 @@ class ChatOperations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """symlink(2)."""
         self._writable(ctx.pid)
+        await self._own(self._directory(parent_inode))
         return await self._entry(await self._directory(parent_inode).symlink(name, target, self._mount.caller(ctx)))
 
     @mapped
@@ -262,6 +278,8 @@ class ChatOperations(pyfuse3.Operations):
         if self._announcer.is_process(ctx.pid):
             await self._announcer.moved(source, name_old, target, name_new)
             return
+        await self._own(source, name_old)
+        await self._own(target)
         exclusive = flags & pyfuse3.RENAME_NOREPLACE and not target.seems_missing(name_new, ctx.pid)
         if exclusive and await self._mount.present(target, name_new) is not None:
             raise refuse(errno.EEXIST)
@@ -297,7 +315,7 @@ class ChatOperations(pyfuse3.Operations):
         if self._announcer.is_process(ctx.pid):
             return await self._announcer.touched(node)
         change = Change(
-            mode=stat.S_IMODE(attr.st_mode) if fields.update_mode else None,
+            mode=attr.st_mode & 0o777 if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
             size=attr.st_size if fields.update_size else None,
@@ -305,6 +323,8 @@ class ChatOperations(pyfuse3.Operations):
             atime_ns=attr.st_atime_ns if fields.update_atime else None,
         )
         handle = None if fh is None else self._handles.get(fh)
+        if change.size is not None or node.keeps_changes:
+            await self._own(node)
         await node.change(change, self._mount.caller(ctx), handle)
         if not node.attributes_cached:
             # The kernel takes the mtime of this reply, and would later see no reason to drop pages that are older.
@@ -352,8 +372,10 @@ class ChatOperations(pyfuse3.Operations):
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
         """open(2) of a file that is there."""
         node = self._inodes.get(inode)
-        if self._restricted and flags & (os.O_ACCMODE | os.O_TRUNC) and not node.may_grow(flags):
-            self._writable(ctx.pid)
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            if self._restricted and not node.may_grow(flags):
+                self._writable(ctx.pid)
+            await self._own(node)
         return self._opened(await node.open(flags, self._mount.caller(ctx)))
 
     @mapped
@@ -380,7 +402,9 @@ class ChatOperations(pyfuse3.Operations):
     @mapped
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
         """fsync(2), fdatasync(2)."""
-        await self._handle(fh).sync()
+        handle = self._handle(fh)
+        await handle.sync()
+        await self._mount.projections.flush(handle.node)
 
     @mapped
     async def release(self, fh: FileHandleT) -> None:

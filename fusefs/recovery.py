@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from fusefs.scratch import ScratchArea
-from store.errors import StoreError
+from store.errors import NotFound, StoreError
 from store.model import SpaceId
+from store.usage import UNCOUNTED
 
 if TYPE_CHECKING:
     from store.driver import Staging
@@ -47,7 +49,7 @@ def pieces(staging: Staging) -> Iterator[bytes]:
 async def _recover(store: Store, staging: Staging) -> int:
     label = staging.label
     name, workspace, chat = label.get("name"), label.get("workspace"), label.get("chat")
-    if not (isinstance(name, str) and isinstance(workspace, str) and "/" not in name) or staging.size == 0:
+    if not (name and isinstance(name, str) and isinstance(workspace, str) and "/" not in name) or staging.size == 0:
         await staging.discard()
         return 0
     space = f"workspace/{workspace}" + (f"/chats/{chat}" if isinstance(chat, str) else "")
@@ -55,7 +57,13 @@ async def _recover(store: Store, staging: Staging) -> int:
         await staging.discard()
         return 0
     area = ScratchArea(lambda: store.driver.local_dir(SpaceId(space)))
-    kept = area.keep_pieces(f"{name}.recovered", pieces(staging))
-    log.warning("an unfinished save of %s was found: its bytes are kept as %s", name, kept)
-    await staging.discard()
+    async with contextlib.AsyncExitStack() as stack:
+        with contextlib.suppress(NotFound):
+            quota = (await store.workspace(workspace)).quota
+            # Most drafts are charged already, as such.
+            size = staging.size if label.get(UNCOUNTED) else 0
+            await stack.enter_async_context(quota.taking(lambda: size))
+        kept = area.keep_pieces(f"{name}.recovered", pieces(staging))
+        log.warning("an unfinished save of %s was found: its bytes are kept as %s", name, kept)
+        await staging.discard()
     return 1

@@ -28,6 +28,7 @@ from fusefs.scratch import ScratchArea
 from store import events as ev
 from store.fold import Effect
 from store.model import chat_space, workspace_space
+from store.projection.external_chats import ExternalChat
 from store.workspace_state import Names, Place
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from store.chat import Chat
     from store.fold import ChatState
     from store.model import Head, NewEntry, Seq
+    from store.quota import Quota
     from store.workspace import Workspace
 
 
@@ -45,6 +47,8 @@ class LogOwner(Protocol):
     identity: str
     scratch: ScratchArea
 
+    @property
+    def quota(self) -> Quota: ...
     @property
     def created_ns(self) -> int: ...
     @property
@@ -64,6 +68,8 @@ class LogOwner(Protocol):
 class View:
     """What a chat's and a workspace's view have in common."""
 
+    workspace: Workspace
+
     __slots__ = ("__weakref__", "hidden", "identity", "metadata_reads", "mount", "nodes", "scratch")
 
     def __init__(self, mount: Mount, identity: str, scratch: ScratchArea) -> None:
@@ -76,6 +82,11 @@ class View:
         """Of chat.json or workspace.json."""
         self.hidden: dict[bytes, Seq] = {}
         """Projected names that were removed here, with the log's seq at that time."""
+
+    @property
+    def quota(self) -> Quota:
+        """What all of it counts for."""
+        return self.workspace.quota
 
     def is_hidden(self, name: bytes, seq: Seq) -> bool:
         """Whether `name` was removed here, and the log hasn't moved since."""
@@ -123,24 +134,33 @@ class ChatView(View):
     """A chat, as this mount shows it."""
 
     __slots__ = (
+        "_watches",
         "attachments_mode",
         "attachments_mtime",
         "chat",
         "copier",
         "files",
         "pending",
+        "presence",
         "reads",
         "record",
         "removals",
         "scratch_attachments",
         "unmade",
+        "workspace",
     )
 
     def __init__(self, mount: Mount, chat: Chat) -> None:
-        super().__init__(mount, chat_identity(chat.workspace.id, chat.id), ScratchArea(lambda: chat.directory))
+        space = chat_space(chat.workspace.id, chat.id)
+        area = ScratchArea(lambda: mount.driver.local_dir(space))
+        super().__init__(mount, chat_identity(chat.workspace.id, chat.id), area)
+        self.workspace = chat.workspace
         self.chat = chat
+        self._watches = False
+        self.presence: str | None = None
+        """Where the chat's copies are, as chat.json was last shown."""
         self.record = chat.workspace.state.chats.get(chat.id)
-        self.scratch_attachments = ScratchArea(lambda: chat.directory, "scratch-attachments")
+        self.scratch_attachments = ScratchArea(lambda: mount.driver.local_dir(space), "scratch-attachments")
         self.files: set[AttachmentFile] = set()
         """The attachments that the kernel holds."""
         self.pending: dict[bytes, AttachmentFile] = {}
@@ -156,11 +176,6 @@ class ChatView(View):
         """Names that are there already, and that the copier hasn't made yet: it takes a new directory to be empty."""
         self.removals: tuple[int, Seq, Seq] | None = None
         """(process, first, last seq) of an unbroken run of attachment removals by one process: an `rm -r`, perhaps."""
-
-    @property
-    def workspace(self) -> Workspace:
-        """The chat's workspace."""
-        return self.chat.workspace
 
     @property
     def created_ns(self) -> int:
@@ -222,13 +237,57 @@ class ChatView(View):
     def check_sound(self) -> None:
         self.chat.space.check_sound()
 
+    @property
+    def external(self) -> bool:
+        """Whether the chat is only in a project."""
+        return isinstance(self.chat, ExternalChat)
+
     def begin(self) -> None:
-        self.mount.driver.watch(self.chat.space.id)
+        if not self.external:
+            self._watches = True
+            self.mount.driver.watch(self.chat.space.id)
         self.mount.held_chats[self.chat.space.id] = self
 
     def end(self) -> None:
-        self.mount.driver.unwatch(self.chat.space.id)
+        if self._watches:
+            self._watches = False
+            self.mount.driver.unwatch(self.chat.space.id)
         del self.mount.held_chats[self.chat.space.id]
+
+    async def become(self, chat: Chat) -> None:
+        """The chat was only in a project, and is in the store now: what anybody has of it stays what it was."""
+        before = self.chat
+        if isinstance(before, ExternalChat) and before.is_reset:
+            await self._keep_bases(before)
+        self.chat = chat
+        if self.alive and not self._watches:
+            self._watches = True
+            self.mount.driver.watch(chat.space.id)
+        for node in self.nodes:
+            if isinstance(node, LogFile):
+                self.mount.notifier.contents(node)
+        self.moved(None)
+        self.renamed()
+
+    async def _keep_bases(self, before: Chat) -> None:
+        """What was read of a log that has other seqs: the states themselves are remembered."""
+        states: dict[Seq, ChatState] = {}
+
+        async def state_of(base: Base) -> Base:
+            if not isinstance(base, int):
+                return base
+            if base not in states:
+                states[base] = await before.state_at(base)
+            return states[base]
+
+        for process, base in list(self.reads.items()):
+            self.reads[process] = await state_of(base)  # type: ignore[assignment]
+        for node in self.nodes:
+            if isinstance(node, HistoryText):
+                for handle in node.handles:
+                    handle.base = await state_of(handle.base)
+                for draft in node.drafts.values():
+                    draft.base = await state_of(draft.base)
 
     def read_by(self, process: int, what: Seq | ChatState) -> None:
         """`process` has read history.md as of `what`."""
@@ -262,12 +321,21 @@ class ChatView(View):
         record = self.chat.workspace.state.chats.get(self.chat.id)
         if record is not self.record:
             self.record = record
-            for node in self.nodes:
-                if isinstance(node, ProjectedFile) and not isinstance(node, HistoryText):
-                    self.mount.notifier.contents(node)
-                    node.announce()
-                elif isinstance(node, ChatDirectory):
-                    node.announce([b"chat.json"])
+            self._metadata_moved()
+
+    def stands(self, presence: str) -> None:
+        """Its copies are there now: chat.json shows it."""
+        if self.presence not in {None, presence}:
+            self.presence = presence
+            self._metadata_moved()
+
+    def _metadata_moved(self) -> None:
+        for node in self.nodes:
+            if isinstance(node, ProjectedFile) and not isinstance(node, HistoryText):
+                self.mount.notifier.contents(node)
+                node.announce()
+            elif isinstance(node, ChatDirectory):
+                node.announce([b"chat.json"])
 
     async def settle_all(self) -> None:
         """Commit every draft."""
@@ -342,8 +410,19 @@ class WorkspaceView(View):
     def end(self) -> None:
         self.mount.driver.unwatch(self.workspace.space.id)
 
+    def externals_moved(self, names: Names) -> None:
+        """Names mean other chats now of those that are only in the workspace's project."""
+        for node in self.nodes:
+            place = getattr(node, "place", None)
+            if isinstance(place, Place):
+                directory: PlaceDirectory = node  # type: ignore[assignment]
+                directory.log_moved([name for where, name in names.moved if where is place])
+                directory.announce(names)
+
     def moved(self, names: Names | None) -> None:
         """The workspace's log moved; `names` mean another chat now (None: it isn't known which)."""
+        if names is not None:
+            names = self.mount.projections.meant(self.workspace.id, names)
         state = self.workspace.state
         notifier = self.mount.notifier
         for node in self.nodes:

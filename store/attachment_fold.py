@@ -51,6 +51,13 @@ class Attachments:
         change = _CHANGES.get(type(event))
         return () if change is None else change(self, event, entry)
 
+    def clear(self) -> tuple[str, ...]:
+        """Forget all, removed ones too; the names that were there."""
+        names = tuple(self.present)
+        self.present.clear()
+        self.removed.clear()
+        return names
+
     def _put(self, event: ev.AttachmentPut, entry: Entry) -> tuple[str, ...]:
         if not _is_name(event.name) or _DIGEST.fullmatch(event.digest) is None:
             return ()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic
 
 import orjson
 import trio
@@ -19,6 +19,7 @@ import trio
 from store.driver import AppendLog, Driver
 from store.errors import CorruptBlob, CorruptLog, CorruptSnapshot, NotFound, Truncated
 from store.events import LOG_LOST, REPAIRER
+from store.folded import S
 from store.model import Digest, Entry, Seq
 from store.snapshots import FileSource, Kind, Snapshots, unpack
 
@@ -27,8 +28,6 @@ log = logging.getLogger("chatfs")
 COMPACTOR: Final = "chatfs/compact"
 """The actor of `log.compacted`."""
 COMPACTED: Final = "log.compacted"
-
-S = TypeVar("S")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +139,29 @@ async def begin(
     except (NotFound, CorruptBlob, CorruptSnapshot) as error:
         return Beginning(kind.make(), Seq(0), damage=_unreadable(opened, str(error)))
     return Beginning(state, base.through)
+
+
+async def state_at(driver: Driver, opened: AppendLog, kind: Kind[S], snapshots: Snapshots[S], seq: Seq) -> S:
+    """A state of its own, as it was at `seq`, whole: see `Space.state_at`. Raises Truncated."""
+    first = opened.head.first_seq
+    if seq < first - 1:
+        raise Truncated(f"entries of {opened.space} before {first} were compacted away", first_seq=first)
+    while True:
+        begun = await begin(driver, opened, kind, snapshots, until=seq)
+        state = begun.state
+        try:
+            async for entry in opened.read(state.seq, max(0, seq - max(state.seq, first - 1))):
+                state.apply(entry)
+            kind.complete(state)
+        except CorruptSnapshot as damage:
+            assert begun.source is not None, "only a snapshot is read lazily"
+            log.warning("%s: the chat is read from its log instead", damage)
+            snapshots.distrust(begun.seq)
+            continue
+        finally:
+            if begun.source is not None:
+                begun.source.close()
+        return state
 
 
 async def fits(opened: AppendLog, seq: Seq, crc: int) -> bool:

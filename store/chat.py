@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import functools
 import mimetypes
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from store import attaching, history, intake, saving
 from store import events as ev
-from store import history, intake, saving
+from store.absent import check_present
 from store.driver import Staging
 from store.errors import (
     AttachmentNotFound,
@@ -27,6 +28,7 @@ from store.errors import (
     CorruptBlob,
     CorruptSnapshot,
     InvalidEvent,
+    InvalidInput,
     MessageNotFound,
     SeqConflict,
     StoreError,
@@ -52,9 +54,10 @@ from store.model import (
 from store.rendered import RenderedText
 from store.saving import Saved
 from store.space import Space
+from store.usage import UNCOUNTED
 
 if TYPE_CHECKING:
-    from store.workspace import Workspace
+    from store.workspace import Hooks, Workspace
 
 _INT64_MAX: Final = (1 << 63) - 1
 _SECOND: Final = 1_000_000_000
@@ -66,27 +69,21 @@ class Chat:
 
     __slots__ = ("__weakref__", "_touched", "id", "rendered", "space", "workspace")
 
-    def __init__(
-        self,
-        workspace: Workspace,
-        chat: ChatId,
-        moved: Moved,
-        touched: Callable[[Chat], None],
-        opening: Callable[[], Awaitable[None]],
-    ) -> None:
+    def __init__(self, workspace: Workspace, chat: ChatId, hooks: Hooks) -> None:
         self.id = chat
         self.workspace = workspace
         self.space: Space[ChatState] = Space(
             workspace.driver,
             chat_space(workspace.id, chat),
             CHAT,
-            self._follow(moved),
+            self._follow(hooks.moved),
             self._is_known,
-            opening,
+            hooks.opening,
             name=lambda: self.called,
+            authority=hooks.authority(chat_space(workspace.id, chat)),
         )
         self.rendered = RenderedText(lambda: self.directory)
-        self._touched = touched
+        self._touched = hooks.touched
 
     @property
     def called(self) -> str:
@@ -96,8 +93,11 @@ class Chat:
         return f"{self.workspace.called}/{record.name if record is not None else self.id}"
 
     async def _is_known(self) -> bool:
-        """Whether the workspace has the chat (still): chatfs gc may have deleted it."""
-        return self.id in (await self.workspace.load()).chats
+        """Whether the workspace has the chat (still): chatfs gc may have deleted it. Asked where its log is missing."""
+        if self.id not in (await self.workspace.load()).chats:
+            return False
+        await check_present(self.workspace.driver.kv, self.id, self.called)
+        return True
 
     def _follow(self, moved: Moved) -> Moved:
         def follow(space: SpaceId, effect: Change | None) -> None:
@@ -165,8 +165,9 @@ class Chat:
         What is only `tidying` (a removal, a rename) may be done over the quota, too.
         """
         self._touched(self)
-        if self.workspace.state.quota_bytes and not tidying:
-            await self.workspace.check_quota(sum(len(new.data) + len(new.actor) + 80 for new in values))
+        quota = self.workspace.quota
+        if quota.limited:
+            return await quota.append(self.space, values, expected_seq=expected_seq, tidying=tidying)
         return await self.space.append(values, expected_seq=expected_seq)
 
     async def append_lines(self, lines: Sequence[bytes], actor: str) -> Seq:
@@ -257,7 +258,7 @@ class Chat:
     async def remove_message(self, message: str, actor: str) -> Seq:
         """Take a message out of the text; the log keeps it. Raises MessageNotFound."""
         await self._require_message(message)
-        return await self.append_events([ev.MessageRemoved(message)], actor)
+        return await self.append_events([ev.MessageRemoved(message)], actor, tidying=True)
 
     async def _require_message(self, message: str) -> None:
         if (await self.whole()).message(message) is None:
@@ -279,15 +280,26 @@ class Chat:
                 return None
             return history.render(base if isinstance(base, ChatState) else await self.state_at(base))
 
-    async def change(self, actor: str, *, title: str | None = None, labels: Sequence[str] | None = None) -> Seq:
-        """Set title or labels, where they differ. Raises InvalidInput."""
+    async def change(
+        self,
+        actor: str,
+        *,
+        title: str | None = None,
+        labels: Sequence[str] | None = None,
+        projection: str | None = None,
+    ) -> Seq:
+        """Set title, labels or `projection` (of `events.INTENTS`), where they differ. Raises InvalidInput."""
         state = await self.load()
         ev.check_metadata(title, None if labels is None else list(labels))
         new_title = title if title is not None and title != state.title else None
         new_labels = list(labels) if labels is not None and tuple(labels) != state.labels else None
-        if new_title is None and new_labels is None:
-            return state.seq
-        return await self.append_events([ev.ChatChanged(new_title, new_labels)], actor)
+        events = [] if new_title is None and new_labels is None else [ev.ChatChanged(new_title, new_labels)]
+        if projection is not None and projection != (state.projection or ev.PROJECTED):
+            if projection not in ev.INTENTS:
+                raise InvalidInput(f"projection must be one of {', '.join(ev.INTENTS)}")
+            # An event of its own: what a copy is to be isn't part of what is copied.
+            events.append(ev.ChatChanged(projection=projection))
+        return await self.append_events(events, actor) if events else state.seq
 
     # ---- attachments
 
@@ -298,9 +310,14 @@ class Chat:
             raise AttachmentNotFound(f"the chat has no attachment {name!r}")
         return found
 
-    def stage(self, name: str, base: Digest | None = None) -> Staging:
-        """Begin the bytes of an attachment (or of a save that isn't committed yet): see `recover_drafts`."""
-        label = {"workspace": self.workspace.id, "chat": self.id, "name": name}
+    def stage(self, name: str, base: Digest | None = None, *, counted: bool = True) -> Staging:
+        """Begin the bytes of an attachment (or of a save that isn't committed yet): see `recover_drafts`.
+
+        What is `counted` takes room of the quota as soon as it is written: whoever writes charges it.
+        """
+        label: dict[str, Any] = {"workspace": self.workspace.id, "chat": self.id, "name": name}
+        if not counted:
+            label[UNCOUNTED] = True
         return self.workspace.driver.blobs.stage(base, label=label)
 
     async def put_attachment(
@@ -312,8 +329,11 @@ class Chat:
         mode: int | None = None,
         mtime_ns: int | None = None,
         identity: AttachmentId | None = None,
+        room: int | None = None,
     ) -> Attachment:
-        """Name a blob. Raises InvalidName.
+        """Name a blob. `room`: the bytes that are charged for it already (`store.attaching`).
+
+        Raises InvalidName, QuotaExceeded.
 
         No event where the name has it already, with the same mode, and the same mtime to the second: archives often
         keep no more of it.
@@ -329,18 +349,12 @@ class Chat:
                 and (mtime_ns is None or mtime_ns // _SECOND == present.mtime_ns // _SECOND)
             ):
                 return present
-            event = ev.AttachmentPut(
-                identity or (present.id if present is not None else uuid7()),
-                name,
-                ref.digest,
-                ref.size,
-                _content_type(name.partition(".")[2]),
-                mode if mode is not None or present is None else present.mode,
-                mtime_ns,
-            )
-            if self.workspace.state.quota_bytes and (present is None or present.ref != ref):
-                await self.workspace.check_quota(ref.size)
-            await self.append_events([event], actor)
+            event = put_event(name, ref, present, mode=mode, mtime_ns=mtime_ns, identity=identity)
+            if room is None:
+                await self.append_events([event], actor)
+            else:
+                self._touched(self)
+                await self.workspace.quota.append_charged(self.space, NewEntry(event.encode(), actor), room)
             state = self.space.state
             put = None if state is None else state.attachments.get(name)
             return put if put is not None else await self.attachment(name)
@@ -348,7 +362,9 @@ class Chat:
     async def attach(self, name: str, source: AsyncIterator[bytes] | bytes, actor: str) -> Attachment:
         """Store bytes and name them."""
         attachment_name(name)
-        return await self.put_attachment(name, await self.workspace.driver.blobs.put(source), actor)
+        if not self.workspace.quota.limited:
+            return await self.put_attachment(name, await self.workspace.driver.blobs.put(source), actor)
+        return await attaching.attach(self, name, source, actor)
 
     async def read_attachment(self, name: str, offset: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
         """Stream a range of an attachment. Raises AttachmentNotFound, CorruptBlob."""
@@ -389,6 +405,27 @@ class Chat:
         if mode is None and mtime_ns is None:
             return self.space.head.seq
         return await self.append_events([ev.AttachmentChanged(name, mode, mtime_ns)], actor)
+
+
+def put_event(
+    name: str,
+    ref: BlobRef,
+    present: Attachment | None,
+    *,
+    mode: int | None = None,
+    mtime_ns: int | None = None,
+    identity: AttachmentId | None = None,
+) -> ev.AttachmentPut:
+    """The event that names a blob, where `present` has the name."""
+    return ev.AttachmentPut(
+        identity or (present.id if present is not None else uuid7()),
+        name,
+        ref.digest,
+        ref.size,
+        _content_type(name.partition(".")[2]),
+        mode if mode is not None or present is None else present.mode,
+        _int64(mtime_ns),
+    )
 
 
 @functools.lru_cache(maxsize=256)

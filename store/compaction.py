@@ -11,6 +11,7 @@ Concurrency: trio; the chat is held meanwhile. Others may append: then it is dec
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -44,6 +45,8 @@ class Compacted:
     state_size: int
 
 
+_LINE: Final = 256
+"""Bytes of an entry's line, at most, besides its data."""
 KEPT: Final = 1000
 """Events that stay in the log if nobody says otherwise: who has the text open in an editor needs the latest."""
 
@@ -82,14 +85,18 @@ async def compact(chat: Chat, *, keep: int = KEPT, dry_run: bool = False) -> Com
                 "size": ref.size,
                 "events": found.events,
             }
+            entry = NewEntry(orjson.dumps(event), COMPACTOR)
+            size = len(packed) + len(entry.data) + _LINE
             try:
-                await chat.space.append([NewEntry(orjson.dumps(event), COMPACTOR)], expected_seq=head.seq)
+                # It is for having more room: it is never refused.
+                async with chat.workspace.quota.taking(functools.partial(int, size), tidying=True):
+                    await chat.space.append([entry], expected_seq=head.seq)
+                    await chat.sync()
+                    log = await chat.space.log()
+                    await log.truncate_before(Seq(through + 1))
             except SeqConflict:
                 await trio.lowlevel.checkpoint()
                 continue
-            await chat.sync()
-            log = await chat.space.log()
-            await log.truncate_before(Seq(through + 1))
             await chat.space.refresh()
             await chat.space.keep_snapshot()
             return Compacted(through, found.events, found.size, ref.size)

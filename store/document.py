@@ -327,6 +327,15 @@ class Document:
         del self._by_id[item.id]
         return self._unlink(item)
 
+    def clear(self) -> None:
+        """Take everything out, the preamble too."""
+        head = self.head
+        head.text, head.tail = b"", None
+        head.prev = head.next = self._last = head
+        self._by_id = {"": head}
+        self._gap, self._restored = None, (b"", None)
+        self.size = self.shown = 0
+
     def move(self, item: Item, after: Item) -> Effect:
         """Put a message behind `after`."""
         if after is item or item.prev is after:

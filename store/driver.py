@@ -14,10 +14,11 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, NewType, Protocol
+from typing import Any, Final, NewType, Protocol
 
 from store.errors import CorruptLog, StoreError
 from store.model import BlobRef, Digest, Entries, Entry, Epoch, Head, Millis, NewEntry, Seq, SpaceId
+from store.peers import Peers
 
 Clock = Callable[[], Millis]
 """Milliseconds since the epoch; tests hand in their own."""
@@ -47,7 +48,12 @@ class AppendLog(Protocol):
         ...
 
     async def append(
-        self, batch: Sequence[NewEntry], *, expected_seq: Seq | None = None, epoch: Epoch | None = None
+        self,
+        batch: Sequence[NewEntry],
+        *,
+        expected_seq: Seq | None = None,
+        epoch: Epoch | None = None,
+        intent: Callable[[Head], None] | None = None,
     ) -> Seq:
         """Append all of `batch`, or nothing, after whatever the log holds by then; return the last seq.
 
@@ -55,18 +61,37 @@ class AppendLog(Protocol):
         returns, every process sees the entries and a crash of any process loses nothing; `sync` makes them survive a
         power cut. An empty batch is a no-op that returns the last seq.
 
+        `intent` is called with the head as it will be, just before the batch is written, while nobody else can append;
+        what it raises is raised, and nothing is written. Where the batch has to be written anew it is called again.
+
         Raises SeqConflict where `expected_seq` isn't the last seq, StaleEpoch where `epoch` is lower than one that has
         been granted (checked atomically with the append), StoreFull or StoreFailed where the backend fails: then the
         log is as it was, and the next append works, unless the failure couldn't be undone (see `failure`).
         """
         ...
 
-    def append_now(self, batch: Sequence[NewEntry]) -> list[Entry] | None:
+    def append_now(self, batch: Sequence[NewEntry], *, epoch: Epoch | None = None) -> list[Entry] | None:
         """`append` of a batch that isn't empty, right behind `head`, where nothing has to be waited for: the entries.
+
+        Others may stand behind them already when it returns (where this process was stopped meanwhile).
 
         None, and nothing is appended, where that can't be: another instance has appended or is about to, the log has
         to be looked at, recovered or synced first. Then `append` it. Raises what that raises.
         """
+        ...
+
+    async def adopt(self, entries: Sequence[Entry], *, after: Head | None = None) -> Seq:
+        """Append entries of another log exactly as they are, crcs and batches included; return the last seq.
+
+        Whole batches that follow the head: else InvalidInput, which names the entry. All of them, or none where this
+        raises; a crash may leave the first batches. `after` is where the other log's beginning was truncated away (its
+        `base`): only for a log without entries, which then begins behind that. Errors else as `append` has them.
+        """
+        ...
+
+    @property
+    def base(self) -> Head:
+        """What the log begins behind: seq, ts and crc of the entry that was truncated away last, or EMPTY_HEAD."""
         ...
 
     def read(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
@@ -278,6 +303,10 @@ class BlobStore(Protocol):
         """Begin a blob. `label` (JSON) is kept with it, and says after a crash what it was to become."""
         ...
 
+    def drafts(self) -> Sequence[tuple[dict[str, Any], int]]:
+        """Label and size of every staging, whoever makes it, that was written to and isn't discarded."""
+        ...
+
     async def abandoned(self) -> Sequence[Staging]:
         """Stagings whose process died, taken over by the caller, who commits or discards them."""
         ...
@@ -293,13 +322,17 @@ class Grant:
     expires: Millis
 
 
+RELEASED: Final = Millis(0)
+"""When a grant expires that was given back: at once by every clock, also by one that is behind."""
+
+
 class Lease(Protocol):
     """Who may append to a space. All of it is atomic across processes."""
 
-    async def acquire(self, space: SpaceId, holder: str, ttl_ms: int) -> Grant:
+    async def acquire(self, space: SpaceId, holder: str, ttl_ms: int, *, lapsed: Grant | None = None) -> Grant:
         """Grant to `holder`, with an epoch higher than all before (also when it held the lease already).
 
-        Raises LeaseHeld while another's is unexpired.
+        Raises LeaseHeld while another's is unexpired; `lapsed` is one that counts as expired, whatever the clock says.
         """
         ...
 
@@ -310,7 +343,7 @@ class Lease(Protocol):
         ...
 
     async def release(self, grant: Grant) -> None:
-        """Expire it now. Raises NotHolder. The epoch is remembered."""
+        """Give it back (RELEASED). Raises NotHolder. The epoch is remembered."""
         ...
 
     async def current(self, space: SpaceId) -> Grant | None:
@@ -345,6 +378,7 @@ class Driver(Protocol):
     kv: JsonKv
     blobs: BlobStore
     leases: Lease
+    peers: Peers
 
     async def open_log(self, space: SpaceId, *, create: bool = False) -> AppendLog:
         """Raises SpaceNotFound unless `create`. Repairs a torn tail. Costs O(tail), not O(log)."""

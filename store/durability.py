@@ -41,7 +41,8 @@ class System:
     def open(self, label: str, path: str | Path, flags: int) -> int:
         """Close-on-exec; a file that this makes has mode 0600 whatever the umask."""
         fd = os.open(path, flags | os.O_CLOEXEC, FILE_MODE)
-        if flags & os.O_EXCL:
+        # Without O_EXCL it may have been there: only what its owner couldn't use must be one that this made.
+        if flags & os.O_EXCL or (flags & os.O_CREAT and os.fstat(fd).st_mode & FILE_MODE != FILE_MODE):
             os.fchmod(fd, FILE_MODE)
         return fd
 
@@ -56,6 +57,10 @@ class System:
     def ftruncate(self, label: str, fd: int, size: int) -> None:
         """Cut or lengthen."""
         os.ftruncate(fd, size)
+
+    def fchmod(self, label: str, fd: int, mode: int) -> None:
+        """Change a file's mode."""
+        os.fchmod(fd, mode)
 
     def fsync(self, label: str, fd: int) -> None:
         """Make a file, or the names in a directory, durable."""
@@ -82,6 +87,14 @@ class System:
     def unlink(self, label: str, path: str | bytes | Path) -> None:
         """Remove a file."""
         os.unlink(path)
+
+    def unlink_in(self, label: str, directory: int, path: str) -> None:
+        """Remove the file that is in `directory`, an open one, and is called `path`: whatever leads there by now."""
+        os.unlink(os.path.basename(path), dir_fd=directory)
+
+    def rmdir_in(self, label: str, directory: int, path: str) -> None:
+        """The same for an empty directory."""
+        os.rmdir(os.path.basename(path), dir_fd=directory)
 
     def mkdir(self, label: str, path: str | Path) -> None:
         """Make a directory, mode 0700 whatever the umask."""
@@ -195,15 +208,34 @@ def discard(label: str, path: str | Path) -> None:
 
 
 def remove_tree(label: str, path: str | Path) -> None:
-    """Remove a directory with all that is in it, following no symbolic link."""
-    with os.scandir(path) as found:
-        entries = list(found)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            remove_tree(label, entry.path)
-        else:
-            system.unlink(label, entry.path)
+    """Remove a directory with all that is in it, following no symbolic link, not even one that comes just now."""
+    fd = open_directory(path)
+    try:
+        _empty(label, fd, os.fspath(path))
+    finally:
+        os.close(fd)
     system.rmdir(label, path)
+
+
+def _empty(label: str, fd: int, path: str) -> None:
+    with os.scandir(fd) as found:
+        names = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in found]
+    for name, is_directory in names:
+        called = os.path.join(path, name)
+        if is_directory:
+            inner = open_directory(name, fd)
+            try:
+                _empty(label, inner, called)
+            finally:
+                os.close(inner)
+            system.rmdir_in(label, fd, called)
+        else:
+            system.unlink_in(label, fd, called)
+
+
+def open_directory(path: str | Path, beneath: int | None = None) -> int:
+    """A descriptor of a directory, in the open one `beneath`. Raises OSError where it is a symbolic link."""
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=beneath)
 
 
 def make_dirs(label: str, path: Path, root: Path) -> list[Path]:

@@ -24,6 +24,7 @@ No errno here: `fusefs.errno_map` translates, in one table. Messages are one lin
     │   ├── NotEmpty
     │   ├── ChatBusy
     │   ├── SeqConflict
+    │   ├── Diverged
     │   └── LeaseHeld
     ├── Refused
     │   ├── QuotaExceeded
@@ -40,6 +41,7 @@ No errno here: `fusefs.errno_map` translates, in one table. Messages are one lin
         ├── StoreFull
         ├── StoreFailed
         ├── StoreUnreachable
+        │   └── Unreachable
         └── FormatError
 """
 
@@ -138,6 +140,10 @@ class SeqConflict(Conflict):
         self.current = current
 
 
+class Diverged(Conflict):
+    """Two copies of a log have different entries under one seq: neither is changed."""
+
+
 class LeaseHeld(Conflict):
     """Another holder has an unexpired lease."""
 
@@ -228,6 +234,10 @@ class StoreFailed(BackendError):
 
 class StoreUnreachable(BackendError):
     """The backing store can't be reached."""
+
+
+class Unreachable(StoreUnreachable):
+    """Another instance of the store gives no answer, or its answer was lost: what was asked for may have been done."""
 
 
 class FormatError(BackendError):

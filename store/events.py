@@ -25,6 +25,15 @@ LOG_LOST: Final = "log.lost"
 """The type of what a repair puts in the place of an entry that can't be read."""
 REPAIRER: Final = "chatfs/fsck"
 """The actor of repairs: no caller of the mount or of a command has this one."""
+PROJECTOR: Final = "chatfs/projection"
+"""The actor of what a project's copy brings or asks for: nobody else has this one, either."""
+
+PROJECTED: Final = "projected"
+LOCAL: Final = "local"
+INTENTS: Final = (PROJECTED, LOCAL)
+"""Whether a chat is to be copied into the project's directory, where its workspace has one."""
+GONE: Final = "gone"
+"""Like LOCAL, since the copy was deleted there: only PROJECTOR says so."""
 
 Content = str | list[Any]
 """A message's content: text, or blocks ({"type": "text" | "tool_use" | "tool_result" | "image" | …})."""
@@ -121,11 +130,19 @@ class PreambleEdited(Event):
 
 @dataclass(frozen=True, slots=True)
 class ChatChanged(Event):
-    """Metadata. An empty title means none; `labels` replaces all."""
+    """Metadata. An empty title means none; `labels` replaces all. `projection`: see `store.projection`."""
 
     TYPE: ClassVar[str] = "chat.changed"
     title: str | None = None
     labels: list[str] | None = None
+    projection: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LogReset(Event):
+    """The chat begins anew: what follows replaces all that came before. By PROJECTOR alone; else it means nothing."""
+
+    TYPE: ClassVar[str] = "log.reset"
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +353,7 @@ _SHAPES: Final[dict[str, Callable[[object], bool]]] = {
     "user": _text,
     "quota_bytes": _whole,
     "since": _whole,
+    "projection": _text,
 }
 
 CHAT_EVENTS: Final[tuple[type[Event], ...]] = (
@@ -349,6 +367,7 @@ CHAT_EVENTS: Final[tuple[type[Event], ...]] = (
     AttachmentRenamed,
     AttachmentChanged,
     ChatRestored,
+    LogReset,
 )
 WORKSPACE_EVENTS: Final[tuple[type[Event], ...]] = (
     WorkspaceCreated,

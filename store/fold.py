@@ -63,7 +63,9 @@ class ChatState:
         "created",
         "document",
         "labels",
+        "metadata_changed",
         "preamble_edited",
+        "projection",
         "seq",
         "text_changed_ns",
         "title",
@@ -76,6 +78,11 @@ class ChatState:
         self.created = Millis(0)
         self.title = ""
         self.labels: tuple[str, ...] = ()
+        self.metadata_changed = Millis(0)
+        """When title or labels last changed (its origin's time where that was copied); 0: never."""
+        self.projection = ""
+        """`events.PROJECTED`, `LOCAL` or `GONE`; "": nobody has said. It is this copy's: entries that were copied from
+        another log don't say it, and a reset leaves it."""
         self.document = Document()
         self.text_changed_ns = 0
         """When the rendered text last changed: nanoseconds, rising with every change; 0: never."""
@@ -266,7 +273,7 @@ class ChatState:
 
     # ---- preamble and metadata
 
-    def _preamble(self, event: ev.PreambleEdited, _entry: Entry) -> Effect:
+    def _preamble(self, event: ev.PreambleEdited, entry: Entry) -> Effect:
         head = self.document.head
         tail = _bytes(event.tail)
         if event.text is None and event.append is None:
@@ -278,7 +285,10 @@ class ChatState:
             effect = self.document.replace(head, text=event.text.encode(), tail=tail if event.append is None else None)
         if event.append is not None:
             effect |= self.document.extend(head, event.append.encode(), tail=tail)
-        return effect | Effect(metadata=self._read_title(old))
+        if self._read_title(old):
+            self.metadata_changed = _written(entry)
+            effect |= Effect(metadata=True)
+        return effect
 
     def _read_title(self, old: bytes) -> bool:
         """Take the title from the preamble's first line, which was `old`; whether it changed."""
@@ -291,7 +301,7 @@ class ChatState:
         self.title = title
         return True
 
-    def _changed(self, event: ev.ChatChanged, _entry: Entry) -> Effect:
+    def _changed(self, event: ev.ChatChanged, entry: Entry) -> Effect:
         effect = NOTHING
         if event.labels is not None and tuple(event.labels) != self.labels:
             self.labels = tuple(event.labels)
@@ -299,7 +309,24 @@ class ChatState:
         if event.title is not None and event.title != self.title:
             self.title = event.title
             effect = Effect(metadata=True) | self._show_title()
+        if effect is not NOTHING:
+            self.metadata_changed = _written(entry)
+        wanted = event.projection
+        allowed = wanted in ev.INTENTS or (wanted == ev.GONE and entry.actor == ev.PROJECTOR)
+        if wanted is not None and allowed and entry.origin is None and wanted != self.projection:
+            self.projection = wanted
+            effect |= Effect(metadata=True)
         return effect
+
+    def _reset(self, _event: ev.LogReset, entry: Entry) -> Effect:
+        if entry.actor != ev.PROJECTOR or entry.origin is not None:
+            return NOTHING
+        self.document.clear()
+        names = self.attachment_state.clear()
+        self.title, self.labels, self.preamble_edited = "", (), False
+        self.metadata_changed = Millis(0)
+        self.attachments_changed_ns = entry_time_ns(entry)
+        return Effect(rewritten=True, metadata=True, attachments=names)
 
     def _show_title(self) -> Effect:
         line = f"# {self.title}".encode() if self.title else b""
@@ -351,6 +378,10 @@ def fold(entries: Iterable[Entry]) -> ChatState:
     return state
 
 
+def _written(entry: Entry) -> Millis:
+    return entry.ts if entry.origin is None else entry.origin.ts
+
+
 def _bytes(text: str | None) -> bytes | None:
     return None if text is None else text.encode()
 
@@ -386,4 +417,5 @@ _CHANGES: Final[dict[type, Callable[[ChatState, Any, Entry], Effect]]] = {
     ev.MessageRemoved: ChatState._removed,  # noqa: SLF001
     ev.PreambleEdited: ChatState._preamble,  # noqa: SLF001
     ev.ChatChanged: ChatState._changed,  # noqa: SLF001
+    ev.LogReset: ChatState._reset,  # noqa: SLF001
 }

@@ -25,6 +25,7 @@ import trio
 
 from store import events as ev
 from store.chat import Chat
+from store.drivers.chunks import blob_of
 from store.errors import NameTaken, SeqConflict
 from store.import_keys import base_keys, key_of
 from store.importers.imported import ImportedAttachment, ImportedChat, ImportedRecord
@@ -62,15 +63,16 @@ async def store_chat(
     *,
     name: str = "",
     told: Callable[[int], None] = lambda _records: None,
+    into: ChatRecord | None = None,
 ) -> Stored:
     """Store `imported`, or what of it isn't stored yet; durable when it returns.
 
     A new chat is called `name`, or as the source suggests; with ` (2)` where that is taken. `told` hears how many
-    records have been dealt with. Raises QuotaExceeded, CorruptLog, BackendError, and OSError where the source can't be
-    read.
+    records have been dealt with. `into` is the chat, if it isn't the source's own. Raises QuotaExceeded, CorruptLog,
+    BackendError, and OSError where the source can't be read.
     """
     own = _own_part(workspace.id, source, imported.source_id)
-    record = _find(await workspace.load(), own)
+    record = into or _find(await workspace.load(), own)
     if record is None:
         first = await trio.to_thread.run_sync(_first_time, imported)
         if first is None:
@@ -96,6 +98,11 @@ async def store_chat(
 
 
 # ---- which chat
+
+
+async def stored_chat(workspace: Workspace, source: str, source_id: str) -> ChatRecord | None:
+    """The chat that an earlier import made of this one of the source."""
+    return _find(await workspace.load(), _own_part(workspace.id, source, source_id))
 
 
 def _own_part(workspace: WorkspaceId, source: str, source_id: str) -> str:
@@ -128,7 +135,7 @@ def _first_time(imported: ImportedChat) -> Millis | None:
 
 async def _create(workspace: Workspace, chat: ChatId, wanted: str, actor: str) -> Chat:
     for number in count(1):
-        name = wanted if number == 1 else _numbered(wanted, f" ({number})")
+        name = wanted if number == 1 else numbered(wanted, f" ({number})")
         state = await workspace.load()
         if chat in state.chats:
             break  # another import of the same source was faster
@@ -138,7 +145,8 @@ async def _create(workspace: Workspace, chat: ChatId, wanted: str, actor: str) -
     return workspace.chat_by_id(chat)
 
 
-def _numbered(name: str, suffix: str) -> str:
+def numbered(name: str, suffix: str) -> str:
+    """`name` with `suffix`, shortened so that both can be a name."""
     while len((name + suffix).encode()) > NAME_MAX:
         name = name[:-1]
     return name + suffix
@@ -192,6 +200,11 @@ class _Target:
             fresh = [record for record in records if record.key not in self._known]
             if not fresh:
                 return 0
+            workspace = self._chat.workspace
+            if workspace.quota.limited:
+                # Before any of the bytes are stored: the entries that name them are refused otherwise, too.
+                items = [item.data for record in fresh for item in record.attachments]
+                await workspace.quota.require(0, {ref.digest: ref.size for ref in map(blob_of, items)})
             batch: list[NewEntry] = []
             for record in fresh:
                 batch += await self._entries(record)
@@ -212,16 +225,14 @@ class _Target:
 
     async def _put(self, item: ImportedAttachment) -> list[ev.Event]:
         """The events that name it; what somebody else attached under that name makes room."""
-        workspace = self._chat.workspace
-        await workspace.check_quota(len(item.data))
-        ref = await workspace.driver.blobs.put(item.data)
+        ref = await self._chat.workspace.driver.blobs.put(item.data)
         put = ev.AttachmentPut(uuid7(), item.name, ref.digest, ref.size, item.content_type)
         there = (await self._chat.load()).attachments
         if item.name not in there or there[item.name].ref == ref:
             return [put]
         stem, dot, extension = item.name.rpartition(".")
         stem, ending = (stem, dot + extension) if stem else (item.name, "")
-        free = next(name for n in count(2) if (name := _numbered(stem, f" ({n}){ending}")) not in there)
+        free = next(name for n in count(2) if (name := numbered(stem, f" ({n}){ending}")) not in there)
         return [ev.AttachmentRenamed(item.name, free), put]
 
 

@@ -26,6 +26,7 @@ import trio
 
 from store import events as ev
 from store import registry
+from store.authority import LEASE_MS, Authorities, Authority
 from store.chat import Chat
 from store.driver import ABSENT, Access, Clock, Document, Driver, EtagConflict, Progress
 from store.errors import NameTaken, StoreError, WorkspaceNotFound
@@ -36,6 +37,7 @@ from store.workspace_state import WorkspaceState
 
 if TYPE_CHECKING:
     from store.index import Hit, Index, Search
+    from store.index.externals import Listed
 
 log = logging.getLogger("chatfs")
 
@@ -71,10 +73,14 @@ def whoami() -> str:
 class Store:
     """An opened store. Make it with `open_store`."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, authorities: Authorities | None = None) -> None:
         self.driver = driver
+        self.authorities = authorities
+        """Who appends to which space; None where nothing is appended."""
         self.on_moved: Moved | None = None
         """Called when a log has moved, by this process or another; the effect on the fold where it is known."""
+        self.also_moved: list[Moved] = []
+        """Called likewise."""
         self._workspaces: dict[WorkspaceId, Workspace] = {}
         self._recent: OrderedDict[Chat, None] = OrderedDict()
         self._unreadable: set[SpaceId] = set()
@@ -83,7 +89,11 @@ class Store:
         self._crowded = trio.Event()
         self._grown = trio.Event()
         self._index: Index | None = None
-        self._hooks = Hooks(self._moved, self._touched, self._opening)
+        self._hooks = Hooks(self._moved, self._touched, self._opening, self.authority)
+
+    def authority(self, space: SpaceId) -> Authority | None:
+        """Under what the space is appended to."""
+        return None if self.authorities is None else self.authorities.of(space)
 
     # ---- workspaces
 
@@ -117,19 +127,25 @@ class Store:
                 return workspace
         raise WorkspaceNotFound(f"no workspace {name!r}: see chatfs workspace ls, or create it")
 
-    async def create_workspace(self, name: str, actor: str, *, quota_bytes: int = 0) -> Workspace:
-        """A new one. Raises InvalidName, NameTaken."""
-        new = WorkspaceId(uuid7())
-        workspace = Workspace(self.driver, new, self._hooks)
+    async def create_workspace(
+        self, name: str, actor: str, *, quota_bytes: int = 0, workspace: WorkspaceId | None = None
+    ) -> Workspace:
+        """A new one; `workspace` is its id, where that is given. Raises InvalidName, NameTaken."""
+        new = workspace or WorkspaceId(uuid7())
+        made = Workspace(self.driver, new, self._hooks)
         await self._claim(name, new)
         events: list[ev.Event] = [ev.WorkspaceCreated(new, name, whoami())]
         if quota_bytes:
             events.append(ev.WorkspaceChanged(quota_bytes=quota_bytes))
-        await workspace.load()
-        await workspace.space.append([NewEntry(event.encode(), actor) for event in events])
-        await workspace.space.sync()
-        self._workspaces[new] = workspace
-        return workspace
+        await made.load()
+        await made.space.append([NewEntry(event.encode(), actor) for event in events])
+        await made.space.sync()
+        self._workspaces[new] = made
+        return made
+
+    def known_workspace(self, workspace: WorkspaceId) -> Workspace | None:
+        """The workspace, if it was looked at here."""
+        return self._workspaces.get(workspace)
 
     async def rename_workspace(self, workspace: Workspace, name: str, actor: str) -> None:
         """Another name. Raises InvalidName, NameTaken."""
@@ -138,7 +154,8 @@ class Store:
         if name == old:
             return
         await self._claim(name, workspace.id)
-        await workspace.space.append([NewEntry(ev.WorkspaceChanged(name=name).encode(), actor)])
+        renamed = [NewEntry(ev.WorkspaceChanged(name=name).encode(), actor)]
+        await workspace.quota.append(workspace.space, renamed, tidying=True)
         await self.driver.kv.delete(_key(old))
 
     async def _claim(self, name: str, workspace: WorkspaceId) -> None:
@@ -181,8 +198,23 @@ class Store:
         if self._index is None:
             from store.index import Index  # noqa: PLC0415 - SQLite, which few commands need
 
-            self._index = Index(self.driver, self.workspaces)
+            self._index = Index(self.driver, self.workspaces, self._listed)
         return self._index
+
+    async def _listed(self, workspace: Workspace) -> Listed:
+        """The chats that only the workspace's project has; none where it can't be looked at."""
+        from store.index.externals import NOTHING, Listed  # noqa: PLC0415 - as above
+        from store.projection import binding, project  # noqa: PLC0415 - what few workspaces have
+
+        bound = await binding.remembered(self, workspace.id)
+        if bound is None:
+            return NOTHING
+        try:
+            async with project.open_project(workspace, bound, looks=True) as found:
+                await found.look()
+                return Listed(found.root, list(found.externals.values()))
+        except (StoreError, OSError):
+            return NOTHING
 
     async def search(self, search: Search, progress: Progress | None = None) -> list[Hit]:
         """The best hits first. What the index has missed is taken in before, which can take long the first time.
@@ -201,6 +233,8 @@ class Store:
             self._index.moved(space)
         if self.on_moved is not None:
             self.on_moved(space, effect)
+        for told in self.also_moved:
+            told(space, effect)
 
     def _touched(self, chat: Chat) -> None:
         self._recent[chat] = None
@@ -297,8 +331,12 @@ class Store:
                 await last()
             except StoreError as error:
                 failed = failed or error
+        for workspace in workspaces:
+            workspace.quota.close()
         if self._index is not None:
             await self._index.aclose()
+        if self.authorities is not None:
+            await self.authorities.aclose()
         await self.driver.aclose()
         if failed is not None:
             raise failed
@@ -315,15 +353,20 @@ async def open_store(
     clock: Clock = clock_ms,
     access: Access = Access.MAKE,
     progress: Progress | None = None,
+    lease_ms: int = LEASE_MS,
 ) -> AsyncIterator[Store]:
     """Open the store at `url` (default: `default_url()`); `access` and `progress` as `registry.open_driver` has them.
 
+    `lease_ms` is how long others wait for this process, when it has stopped, before they append themselves.
     Raises StoreNotFound, FormatError, ReadOnly, BackendError.
     """
     driver = await registry.open_driver(url or default_url(), clock=clock, access=access, progress=progress)
-    store = Store(driver)
+    authorities = None if driver.read_only else Authorities(driver, clock, lease_ms=lease_ms)
+    store = Store(driver, authorities)
     try:
         async with trio.open_nursery() as nursery:
+            if authorities is not None:
+                nursery.start_soon(authorities.run)
             nursery.start_soon(store.hear)
             nursery.start_soon(store.keep_small)
             nursery.start_soon(store.keep_snapshots)

@@ -12,12 +12,12 @@ from typing import Any, Final
 import orjson
 
 from store.errors import InvalidInput
-from store.events import check_metadata
+from store.events import GONE, INTENTS, PROJECTED, check_metadata
 from store.fold import ChatState
 from store.model import Head, Millis
 from store.workspace_state import ChatRecord, Place, WorkspaceState
 
-EDITABLE_CHAT: Final = ("title", "labels")
+EDITABLE_CHAT: Final = ("title", "labels", "projection")
 EDITABLE_WORKSPACE: Final = ("title", "labels", "quota_bytes")
 
 _USAGE_WIDTH: Final = 19
@@ -32,6 +32,7 @@ class Wanted:
     title: str | None = None
     labels: tuple[str, ...] | None = None
     quota_bytes: int | None = None
+    projection: str | None = None
 
 
 def timestamp(ms: Millis | int) -> str:
@@ -41,8 +42,14 @@ def timestamp(ms: Millis | int) -> str:
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def chat_summary(workspace: WorkspaceState, record: ChatRecord, state: ChatState) -> dict[str, Any]:
-    """A chat's metadata, in the order in which chat.json has it."""
+def chat_summary(
+    workspace: WorkspaceState, record: ChatRecord, state: ChatState, *, presence: str | None = None
+) -> dict[str, Any]:
+    """A chat's metadata, in the order in which chat.json has it.
+
+    `presence`: where its copies are (`store.projection.project`); None where the workspace has no project.
+    """
+    projected = {} if presence is None else {"projection": state.projection or PROJECTED, "presence": presence}
     return {
         "id": record.id,
         "name": record.name,
@@ -50,6 +57,7 @@ def chat_summary(workspace: WorkspaceState, record: ChatRecord, state: ChatState
         "title": state.title,
         "labels": list(state.labels),
         "lifecycle": {Place.CHATS: "active", Place.ARCHIVE: "archived", Place.TRASH: "trashed"}[record.place],
+        **projected,
         "created": timestamp(record.created),
         "updated": timestamp(max(state.ts, record.changed)),
         "messages": state.message_count,
@@ -79,9 +87,9 @@ def pretty(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def chat_json(workspace: WorkspaceState, record: ChatRecord, state: ChatState) -> bytes:
+def chat_json(workspace: WorkspaceState, record: ChatRecord, state: ChatState, *, presence: str | None = None) -> bytes:
     """The bytes of chat.json."""
-    return pretty(chat_summary(workspace, record, state))
+    return pretty(chat_summary(workspace, record, state, presence=presence))
 
 
 def workspace_json(state: WorkspaceState, head: Head, usage: int = 0) -> bytes:
@@ -102,8 +110,14 @@ def parse_saved(saved: bytes, editable: tuple[str, ...]) -> Wanted:
         raise InvalidInput("not a JSON object")
     title, labels, quota = value.get("title"), value.get("labels"), value.get("quota_bytes")
     check_metadata(title, labels, quota)
+    projection = value.get("projection") if "projection" in editable else None
+    if projection == GONE:
+        projection = None  # nobody can ask for that: it is what was shown
+    if projection is not None and projection not in INTENTS:
+        raise InvalidInput(f"projection must be one of {', '.join(INTENTS)}")
     return Wanted(
         title=title if "title" in editable else None,
         labels=tuple(labels) if labels is not None and "labels" in editable else None,
         quota_bytes=quota if "quota_bytes" in editable else None,
+        projection=projection,
     )

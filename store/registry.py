@@ -25,11 +25,17 @@ async def open_driver(
 
     `memory:` is private to the caller, `memory:name` is shared by all who open that name in this process; they are made
     by being named. `file:///path` or a plain path is a directory; a store of an older format is migrated, which
-    `progress` is told of. Raises InvalidInput for another URL, StoreNotFound, FormatError, ReadOnly, BackendError.
+    `progress` is told of. `git:///path` is a git repository, bare or a work tree's.
+
+    Raises InvalidInput for another URL, StoreNotFound, FormatError, ReadOnly, BackendError.
     """
     path = directory_of(url)
+    if path is not None and scheme_of(url) == "git":
+        from store.drivers.git import open_git  # noqa: PLC0415 (only what is used is loaded)
+
+        return await open_git(path, url, clock=clock, access=access)
     if path is not None:
-        from store.drivers.file import open_file  # noqa: PLC0415 (only what is used is loaded)
+        from store.drivers.file import open_file  # noqa: PLC0415 (as above)
 
         return await open_file(path, url, clock=clock, access=access, progress=progress)
     from store.drivers.memory import open_memory  # noqa: PLC0415 (as above)
@@ -37,15 +43,27 @@ async def open_driver(
     return await open_memory(url.partition(":")[2], url, clock=clock)
 
 
-def directory_of(url: str) -> Path | None:
-    """The directory that a `file:` URL or a path names; None for a `memory:` store. Raises InvalidInput."""
+def scheme_of(url: str) -> str:
+    """`file` (also of a plain path), `git` or `memory`. Raises InvalidInput."""
     match = _SCHEME.match(url)
     scheme = match[1].lower() if match else "file"
+    if scheme not in {"file", "git", "memory"}:
+        raise InvalidInput(f"no driver for {url!r}: use file:///path, a path, git:///path, or memory:")
+    return scheme
+
+
+def absolute(url: str) -> str:
+    """The same store's URL, whatever the current directory. Raises InvalidInput."""
+    path = directory_of(url)
+    return url if path is None else path.as_uri().replace("file:", f"{scheme_of(url)}:", 1)
+
+
+def directory_of(url: str) -> Path | None:
+    """The directory that a `file:` or `git:` URL or a path names; None for a `memory:` store. Raises InvalidInput."""
+    scheme = scheme_of(url)
     if scheme == "memory":
         return None
-    if scheme != "file":
-        raise InvalidInput(f"no driver for {url!r}: use file:///path, a path, or memory:")
-    text = _path_in(url) if match else url
+    text = _path_in(url, scheme) if _SCHEME.match(url) else url
     if not text:
         raise InvalidInput("an empty path names no store: use file:///path, or a path")
     if "\0" in text:
@@ -56,11 +74,11 @@ def directory_of(url: str) -> Path | None:
         raise InvalidInput(f"{url!r} names no path: that user has no home directory") from None
 
 
-def _path_in(url: str) -> str:
+def _path_in(url: str, scheme: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise InvalidInput(f"{url!r} is no URL: use file:///path") from None
+        raise InvalidInput(f"{url!r} is no URL: use {scheme}:///path") from None
     if parts.netloc not in {"", "localhost"} or not parts.path:
-        raise InvalidInput(f"{url!r} names no path: use file:///path")
+        raise InvalidInput(f"{url!r} names no path: use {scheme}:///path")
     return os.fsdecode(unquote_to_bytes(os.fsencode(parts.path)))

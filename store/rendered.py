@@ -21,6 +21,7 @@ from store import durability
 from store.fold import ChatState, Effect
 from store.history import render_pieces
 from store.model import Head
+from store.publishing import NOTE_NAME, TEXT_NAME, publish
 from store.snapshot import Source
 from store.snapshots import note
 
@@ -120,13 +121,18 @@ class RenderedText:
         """Leave a copy for readers of the store's directory, if it was used and isn't there already."""
         if not self.used or state.size > PUBLISHED_MAX or state.seq != head.seq:
             return
-        beside, published = self._directory / "history.md.json", self._directory / "history.md"
+        beside, published = self._directory / NOTE_NAME, self._directory / TEXT_NAME
         text = self.read(state, source, 0, state.size)
         described = note(head.seq, head.crc, len(text), hashlib.sha256(text).hexdigest())
         if _holds(beside, described) and _holds(published, text):
             return
-        durability.atomic_replace("rendered.publish", published, text, durable=False)
-        durability.atomic_replace("rendered.publish", beside, described, durable=False)
+
+        def put(path: Path) -> int:
+            with durability.replacing("rendered.publish", path, durable=False) as fd:
+                durability.write_all("rendered.publish", fd, text)
+                return os.fstat(fd).st_ino
+
+        publish(self._directory, put, described)
 
     def close(self) -> None:
         """Let the unnamed file go."""

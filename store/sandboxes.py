@@ -20,11 +20,13 @@ import trio
 from store.alive import Runner, is_dead, this
 from store.driver import ABSENT, Clock, Document, Driver, Etag
 from store.errors import ChatBusy, NotHolder, StoreError
-from store.model import ChatId, Millis, WorkspaceId, clock_ms, uuid7
+from store.model import TS_MAX, ChatId, Millis, WorkspaceId, clock_ms, is_uuid, uuid7
 
 BEAT_MS: Final = 5_000
 LAPSE_MS: Final = 3 * BEAT_MS
 """After how long without a heartbeat a session has lapsed."""
+_PID_END: Final = 1 << 22
+"""PID_MAX_LIMIT of the kernel."""
 _PREFIX: Final = "sandboxes/"
 
 
@@ -61,8 +63,11 @@ def decode(value: Any) -> SandboxSession | None:
         return None
     numbers = (found.pid, found.pid_started, found.started, found.heartbeat, found.expires)
     words = (found.id, found.workspace, found.chat, found.runtime, found.where)
-    sound = all(type(each) is int for each in numbers) and all(type(each) is str for each in words)
-    return found if sound else None
+    if not all(type(each) is int and 0 <= each <= TS_MAX for each in numbers) or not 0 < found.pid < _PID_END:
+        return None
+    if not all(type(each) is str for each in words) or not all(map(is_uuid, (found.id, found.workspace, found.chat))):
+        return None
+    return found
 
 
 async def active_on(driver: Driver, chat: ChatId, *, clock: Clock = clock_ms) -> SandboxSession | None:

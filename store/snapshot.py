@@ -12,6 +12,7 @@ it; the older ones stay where they are until something needs them. The object::
     recent      [[id, role, ts, seq, text, lead, tail, hidden, edited], …]
     present     [[id, name, digest, size, content_type, mtime_ns, mode], …]: attachments
     removed     the same, each with the seq of its removal before it
+    metadata_changed, projection    only where they aren't 0 and ""
 
 A `text` is a string, or, where it is long, [offset, size] in the rendered text. Equal states give equal bytes. Whatever
 isn't in this form is CorruptSnapshot, never another error.
@@ -95,6 +96,11 @@ def dump(state: ChatState) -> Dump:
         "present": [_attachment(found) for found in state.attachments.values()],
         "removed": [[seq, *_attachment(found)] for seq, found in state.attachment_state.removed.values()],
     }
+    # What few chats have isn't there for the others: snapshots without it stay as they were.
+    if state.metadata_changed:
+        found["metadata_changed"] = state.metadata_changed
+    if state.projection:
+        found["projection"] = state.projection
     return Dump(found, dump_items(older), document.size)
 
 
@@ -165,6 +171,8 @@ def load(state: dict[str, Any], source: Source) -> ChatState:
         loaded.text_changed_ns = number(state["text_changed_ns"])
         loaded.attachments_changed_ns = number(state["attachments_changed_ns"])
         loaded.preamble_edited = flag(state["preamble_edited"])
+        loaded.metadata_changed = Millis(number(state.get("metadata_changed", 0)))
+        loaded.projection = text(state.get("projection", ""))
         attachments = loaded.attachment_state
         for row in rows(state["present"], 7):
             attachment = _load_attachment(row)

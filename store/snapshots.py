@@ -33,6 +33,7 @@ import orjson
 from store import durability
 from store.errors import CorruptSnapshot
 from store.model import Seq
+from store.publishing import publish
 from store.snapshot import Dump, Source
 
 VERSION: Final = 1
@@ -289,19 +290,25 @@ class Snapshots(Generic[S]):
         head |= {"items": _part(dump.items), "text": {"size": text.size, "parts": text.parts}}
         durability.atomic_replace("snapshot.write", Path(stem + ".json"), _encode(head))
         if text.size:
-            _publish(parent, Path(stem + ".md"), seq, crc, text)
+            # Other processes may have written newer ones meanwhile, and dropped this one's parts.
+            with contextlib.suppress(FileNotFoundError):
+                _publish(parent, Path(stem + ".md"), seq, crc, text)
         self._keep_newest()
 
     def _keep_newest(self) -> None:
         seqs = self.seqs()
         for seq in seqs[KEPT:]:
             self.discard(seq)
-        kept = {str(seq) for seq in seqs[:KEPT]}
+        if len(seqs) < KEPT:
+            return
+        oldest = seqs[KEPT - 1]
         for name in os.listdir(self.directory):
-            # What a crash left of one that was being written or dropped; a newer one is being written just now.
+            # What a crash left of one that was being written or dropped. A newer one may be being written just now, by
+            # another process; if it gets old meanwhile, that process drops it itself.
             stem, _, suffix = name.partition(".")
-            if suffix in {"md", "items"} and stem.isdigit() and stem not in kept and int(stem) < seqs[0]:
-                durability.system.unlink("snapshot.drop", self.directory / name)
+            if suffix in {"md", "items"} and stem.isdigit() and int(stem) < oldest:
+                with contextlib.suppress(FileNotFoundError):
+                    durability.system.unlink("snapshot.drop", self.directory / name)
 
     def distrust(self, seq: Seq) -> None:
         """Never take that one again, and drop it if that can be done."""
@@ -363,11 +370,15 @@ def note(seq: Seq, crc: int, size: int, sha256: str) -> bytes:
 
 def _publish(directory: Path, text: Path, seq: Seq, crc: int, summed: _Summed) -> None:
     """history.md, for people who look into the store: another name of the snapshot's text."""
-    beside = durability.temporary(directory / "history.md")
-    durability.system.link("rendered.publish", text, beside)
-    durability.system.rename("rendered.publish", beside, directory / "history.md")
-    # rename(2) leaves both names where they were one file already.
-    with contextlib.suppress(FileNotFoundError):
-        durability.system.unlink("rendered.publish", beside)
-    described = note(seq, crc, summed.size, summed.whole.hexdigest())
-    durability.atomic_replace("rendered.publish", directory / "history.md.json", described, durable=False)
+
+    def put(path: Path) -> int:
+        inode = os.stat(text).st_ino
+        beside = durability.temporary(path)
+        durability.system.link("rendered.publish", text, beside)
+        durability.system.rename("rendered.publish", beside, path)
+        # rename(2) leaves both names where they were one file already.
+        with contextlib.suppress(FileNotFoundError):
+            durability.system.unlink("rendered.publish", beside)
+        return inode
+
+    publish(directory, put, note(seq, crc, summed.size, summed.whole.hexdigest()))

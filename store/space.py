@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Generic
 
 import trio
 
 from store import snapshot_due
-from store.beginning import begin, fits
+from store.appending import Appending
+from store.authority import Authority
+from store.beginning import begin, fits, state_at
 from store.driver import AppendLog, Driver
-from store.errors import CorruptLog, CorruptSnapshot, StoreError, Truncated
+from store.errors import CorruptLog, CorruptSnapshot, SpaceNotFound, StoreError, Truncated
 from store.folded import Change, Moved, S, all_of, replay
-from store.model import EMPTY_HEAD, Entry, Head, NewEntry, Seq, SpaceId
+from store.model import EMPTY_HEAD, Entry, Head, Seq, SpaceId
 from store.snapshots import FileSource, Kind, Snapshots
 from store.space_reader import Followed, Reader
 from store.turns import take
@@ -34,30 +35,20 @@ from store.turns import take
 logger = logging.getLogger("chatfs")
 
 
-class Space(Generic[S]):
+class Space(Appending[S]):
     """A space and, while it is in use, its log and fold."""
 
     __slots__ = (
-        "_crc",
         "_damaged_head",
         "_driver",
         "_exists",
-        "_head",
         "_kind",
-        "_lock",
-        "_log",
-        "_moved",
         "_name",
         "_opening",
         "_snapshot",
-        "_text_id",
         "_users",
-        "damage",
-        "id",
         "snapshots",
         "source",
-        "state",
-        "unsynced",
     )
 
     def __init__(
@@ -70,6 +61,7 @@ class Space(Generic[S]):
         opening: Callable[[], Awaitable[None]] | None = None,
         *,
         name: Callable[[], str] | None = None,
+        authority: Authority | None = None,
     ) -> None:
         self.id = space
         self.state: S | None = None
@@ -81,6 +73,8 @@ class Space(Generic[S]):
         self.unsynced = False
         """Whether something was appended here since the last `sync`."""
         self.snapshots = Snapshots(kind, lambda: driver.local_dir(space), writable=not driver.read_only)
+        self._authority = authority
+        """Under what is appended; None: whoever can write the log may."""
         self._crc = 0
         self._text_id: int | None = None
         """Of the entry up to which the state is folded, and of the log that it was read from."""
@@ -146,10 +140,18 @@ class Space(Generic[S]):
         if self._log is None:
             if self._opening is not None:
                 await self._opening()
-            self._log = await self._driver.open_log(
-                self.id, create=make or self._exists is None or await self._exists()
-            )
+            self._log = await self._opened(make=make)
             self._head = self._log.head
+
+    async def _opened(self, *, make: bool) -> AppendLog:
+        if make or self._exists is None:
+            return await self._driver.open_log(self.id, create=True)
+        try:
+            return await self._driver.open_log(self.id)
+        except SpaceNotFound:
+            if not await self._exists():
+                raise
+        return await self._driver.open_log(self.id, create=True)
 
     @asynccontextmanager
     async def frozen(self) -> AsyncIterator[S]:
@@ -302,25 +304,8 @@ class Space(Generic[S]):
         """
         with self.hold():
             opened = await self.log()
-            first = (await opened.refresh()).first_seq
-            if seq < first - 1:
-                raise Truncated(f"entries of {self.id} before {first} were compacted away", first_seq=first)
-            while True:
-                begun = await begin(self._driver, opened, self._kind, self.snapshots, until=seq)
-                state = begun.state
-                try:
-                    async for entry in opened.read(state.seq, max(0, seq - max(state.seq, first - 1))):
-                        state.apply(entry)
-                    self._kind.complete(state)
-                except CorruptSnapshot as damage:
-                    assert begun.source is not None, "only a snapshot is read lazily"
-                    logger.warning("%s: the chat is read from its log instead", damage)
-                    self.snapshots.distrust(begun.seq)
-                    continue
-                finally:
-                    if begun.source is not None:
-                        begun.source.close()
-                return state
+            await opened.refresh()
+            return await state_at(self._driver, opened, self._kind, self.snapshots, seq)
 
     # ---- snapshots
 
@@ -348,67 +333,6 @@ class Space(Generic[S]):
             logger.debug("no snapshot of %s: %s", self.id, error)
             self._snapshot = None
 
-    async def append(self, batch: Sequence[NewEntry], *, expected_seq: Seq | None = None) -> Seq:
-        """Append one batch; a loaded fold has it when this returns. Errors as `AppendLog.append` has them."""
-        if expected_seq is None and batch and self._append_now(batch):
-            return self._head.seq
-        with self.hold():
-            log = await self.log()
-            if self.damage is not None:
-                await self.load()
-                self.check_sound()
-            if log.failure is not None:
-                await log.recover()
-            try:
-                last = await log.append(batch, expected_seq=expected_seq)
-            except CorruptLog as damage:
-                raise damage.again(self.name) from damage
-            self.unsynced = True
-            if self.state is not None:
-                await self._catch_up()
-            elif self._head != log.head:
-                self._head = log.head
-                self._moved(self.id, None)
-        return last
-
-    def _append_now(self, batch: Sequence[NewEntry]) -> bool:
-        """`append`, where nothing has to be waited for and nobody else's entries come between; whether that was so."""
-        log, state, before = self._log, self.state, self._head
-        if log is None or self.damage is not None or log.head != before or self._lock.locked():
-            return False
-        if state is not None and (state.seq != before.seq or log.text_id != self._text_id):
-            return False
-        entries = log.append_now(batch)
-        if entries is None:
-            return False
-        self.unsynced = True
-        effect: Change | None = None
-        if state is not None:
-            try:
-                effect = all_of([state.apply(entry) for entry in entries])
-            except CorruptSnapshot as damage:
-                self._distrust(damage)
-        self._head = log.head
-        self._crc = self._head.crc
-        self._moved(self.id, effect)
-        return True
-
-    async def sync(self) -> None:
-        """Return when all that was appended survives a power cut. What was appended here was so before a `release`."""
-        if self._log is not None:
-            with self.hold():
-                await self._sync(self._log)
-
-    async def _sync(self, log: AppendLog) -> None:
-        self.unsynced = False
-        try:
-            if log.failure is not None:
-                await log.recover()
-            await log.sync()
-        except BaseException:
-            self.unsynced = True
-            raise
-
     def read(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
         """Entries, as `AppendLog.read` has them.
 
@@ -431,6 +355,8 @@ class Space(Generic[S]):
                 await self._sync(self._log)
             if self._users == 0 and self.is_due(closing=True):
                 await self._keep_snapshot()
+            if self._users == 0 and self._authority is not None:
+                await self._authority.give_back(self)
             if self._users == 0 and self._log is not None:
                 log, self._log = self._log, None
                 self._forget()

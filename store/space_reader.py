@@ -41,6 +41,7 @@ class Reader:
         if self._entries is None:
             self._holding.enter_context(self._space.hold())
             log = await self._space.log()
+            await log.refresh()  # what other processes have appended is read, too
             self._entries = log.read(self._since, self._limit, reverse=self._reverse)
         try:
             return await anext(self._entries)

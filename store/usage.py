@@ -1,15 +1,16 @@
-"""How many bytes a workspace uses: its logs, its attachments' blobs (each counted once), its chats' scratch files.
+"""How many bytes a workspace uses: its logs, its attachments' blobs (each counted once), scratch files and drafts.
 
-Measured from the store, never kept: a chat's share is remembered until its log's size or its scratch directory's mtime
-changes, so that measuring again costs a stat or two a chat. For checking a quota, a measurement is good for a second,
-with what was let through here since added to it.
+Measured from the store, never kept: what a chat's log names is remembered until the log is another, so that measuring
+again costs a few stats a chat, and of a log that has grown what is new. A draft counts with the size of the file that
+it is a draft of. Drafts are looked at last: one that becomes a blob meanwhile is missed rather than counted twice.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -21,112 +22,132 @@ from store.beginning import find_base, read_base
 from store.driver import AppendLog, Driver
 from store.errors import StoreError
 from store.kinds import CHAT
-from store.model import ChatId, Digest, SpaceId, WorkspaceId, chat_space, workspace_space
+from store.model import BlobRef, ChatId, Digest, SpaceId, WorkspaceId, chat_space, workspace_space
+from store.unlinked import held_bytes
 
-FRESH_SECONDS: Final = 1.0
+UNCOUNTED: Final = "uncounted"
+"""In a draft's label: its bytes are counted elsewhere, or are too few to matter."""
+_PUT: Final = b'"attachment.put"'
+LOG_NAME: Final = "history.jsonl"
+"""Of a log, where the driver has files."""
+_PIECE: Final = 1 << 20
+_TURN: Final = 64
+"""How many chats are looked at before others get their turn."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Share:
-    stamp: tuple[int, int, int]
-    bytes: int
-    blobs: dict[Digest, int]
+    """What is known of a chat's log: the blobs that its first `size` bytes name. `text` names the file."""
+
+    text: tuple[int, int] = (0, 0)
+    size: int = 0
+    blobs: dict[Digest, int] = field(default_factory=dict)
 
 
 class Usage:
     """The usage of one workspace."""
 
-    __slots__ = ("_driver", "_let_through", "_lock", "_measured", "_shares", "_workspace")
+    __slots__ = ("_driver", "_lock", "_shares", "_workspace")
 
     def __init__(self, driver: Driver, workspace: WorkspaceId) -> None:
         self._driver = driver
         self._workspace = workspace
         self._shares: dict[ChatId, _Share] = {}
         self._lock = trio.Lock()
-        self._measured: tuple[float, int] | None = None
-        self._let_through = 0
 
-    async def fits(self, extra: int, quota: int) -> int | None:
-        """Whether `extra` bytes more stay within `quota`: None if so (they count from now on), else what is used."""
-        if self._measured is None or trio.current_time() - self._measured[0] > FRESH_SECONDS:
-            used = await self.measure()
-            self._measured = (trio.current_time(), used)
-            self._let_through = 0
-        used = self._measured[1] + self._let_through
-        if used + extra > quota:
-            # Something may have gone since: only a measurement of now refuses.
-            used = await self.measure()
-            self._measured = (trio.current_time(), used)
-            self._let_through = 0
-            if used + extra > quota:
-                return used
-        self._let_through += extra
-        return None
-
-    async def measure(self) -> int:
-        """Bytes."""
+    async def measure(self) -> tuple[int, dict[Digest, int]]:
+        """Bytes, and the blobs among them."""
         under = workspace_space(self._workspace)
         async with self._lock:
-            chats = [ChatId(space.rpartition("/")[2]) for space in await self._driver.spaces(under)]
-            total = (await self._log_size(under)) or 0
+            total = await self._log_size(under) + _scratch(self._driver.local_dir(under))
             blobs: dict[Digest, int] = {}
             shares: dict[ChatId, _Share] = {}
-            for chat in chats:
-                shares[chat] = share = await self._measure_chat(chat)
-                total += share.bytes
-                _count(blobs, share.blobs)
+            for number, space in enumerate(await self._driver.spaces(under), 1):
+                chat = ChatId(space.rpartition("/")[2])
+                share = self._shares.get(chat) or _Share()
+                try:
+                    total += await self._measure_chat(chat, share)
+                except StoreError:
+                    continue  # it was deleted just now, or can't be read: fsck says so
+                shares[chat] = share
+                count(blobs, share.blobs)
+                if number % _TURN == 0:
+                    await trio.lowlevel.checkpoint()
             self._shares = shares
-        return total + sum(blobs.values())
+            total += sum(
+                size
+                for label, size in self._driver.blobs.drafts()
+                if label.get("workspace") == self._workspace and label.get(UNCOUNTED) is not True
+            )
+        return total + sum(blobs.values()), blobs
 
-    async def _log_size(self, space: SpaceId) -> int | None:
-        path = self._driver.local_dir(space) / "history.jsonl"
+    async def _log_size(self, space: SpaceId) -> int:
+        found = self._stat(space)
+        if found is not None:
+            return found.st_size
+        log = await self._driver.open_log(space)
         try:
-            return path.stat().st_size
+            return log.head.size
+        finally:
+            await log.aclose()
+
+    def _stat(self, space: SpaceId) -> os.stat_result | None:
+        """The log's file, where the driver has files."""
+        try:
+            return (self._driver.local_dir(space) / LOG_NAME).lstat()
         except OSError:
             return None
 
-    async def _measure_chat(self, chat: ChatId) -> _Share:
+    async def _measure_chat(self, chat: ChatId, share: _Share) -> int:
+        """Log and scratch files; `share` has the blobs afterwards."""
         space = chat_space(self._workspace, chat)
-        directory = self._driver.local_dir(space)
-        size = await self._log_size(space)
-        if size is None:
-            log = await self._driver.open_log(space)
-            size = log.head.size
-            await log.aclose()
-        scratch, changed = _scratch(directory)
-        stamp = (size, scratch, changed)
-        known = self._shares.get(chat)
-        if known is not None and known.stamp == stamp:
-            return known
-        if known is not None and known.stamp[0] == size:
-            return _Share(stamp, size + scratch, known.blobs)
-        blobs = await self._blobs(space)
-        return _Share(stamp, size + scratch, blobs)
-
-    async def _blobs(self, space: SpaceId) -> dict[Digest, int]:
-        """Every blob that the log names: what was removed still takes room until `chatfs gc`."""
-        found: dict[Digest, int] = {}
+        scratch = _scratch(self._driver.local_dir(space))
+        found = self._stat(space)
+        if found is not None and ((found.st_dev, found.st_ino), found.st_size) == (share.text, share.size):
+            return share.size + scratch
         log = await self._driver.open_log(space)
         try:
-            found.update(await compacted_blobs(self._driver, log))
-            offset, rest, size = 0, b"", log.head.size
-            while offset < size:
-                text = rest + log.read_text(offset, min(1 << 20, size - offset))
-                offset += len(text) - len(rest)
-                *lines, rest = text.split(b"\n")
-                for line in lines:
-                    if b'"attachment.put"' in line:
-                        entry = codec.parse(line)
-                        value = orjson.loads(entry.data) if entry is not None else None
-                        if isinstance(value, dict) and type(value.get("size")) is int:
-                            _count(found, {Digest(str(value.get("digest"))): value["size"]})
-                await trio.lowlevel.checkpoint()
+            size = log.head.size
+            text = (0, log.text_id) if found is None else (found.st_dev, found.st_ino)
+            if text != share.text or size < share.size:
+                share.text, share.size, share.blobs = text, 0, await compacted_blobs(self._driver, log)
+            await _add_blobs(share, log, size)
         finally:
             await log.aclose()
-        return found
+        return (size if found is None else found.st_size) + scratch
 
 
-def _count(found: dict[Digest, int], blobs: dict[Digest, int]) -> None:
+async def _add_blobs(share: _Share, log: AppendLog, size: int) -> None:
+    """Every blob that the log names behind what is known of it: what was removed takes room until `chatfs gc`."""
+    rest = b""
+    offset = share.size
+    while offset < size:
+        piece = log.read_text(offset, min(_PIECE, size - offset))
+        if not piece:
+            break
+        offset += len(piece)
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if _PUT in line and (entry := codec.parse(line)) is not None and (named := named_blob(entry.data)):
+                count(share.blobs, {named.digest: named.size})
+        await trio.lowlevel.checkpoint()
+    share.size = offset - len(rest)
+
+
+def named_blob(data: bytes) -> BlobRef | None:
+    """What an event names as an attachment."""
+    if _PUT not in data:
+        return None
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(value, dict) or value.get("type") != "attachment.put" or type(value.get("size")) is not int:
+        return None
+    return BlobRef(Digest(str(value.get("digest"))), value["size"])
+
+
+def count(found: dict[Digest, int], blobs: Mapping[Digest, int]) -> None:
     """Add blobs. Logs say how long they are, and anybody may write into a log: the longest counts."""
     for digest, size in blobs.items():
         found[digest] = max(found.get(digest, 0), size)
@@ -134,10 +155,10 @@ def _count(found: dict[Digest, int], blobs: dict[Digest, int]) -> None:
 
 async def compacted_blobs(driver: Driver, log: AppendLog) -> dict[Digest, int]:
     """The blobs that stand for what a log's compaction dropped, by size: the state itself, and its attachments'."""
-    base = await find_base(log)
-    if base is None:
-        return {}
     try:
+        base = await find_base(log)
+        if base is None:
+            return {}
         found = {base.digest: (await driver.blobs.stat(base.digest)).size}
         state, _ = await read_base(driver, CHAT, base)
     except StoreError:
@@ -151,9 +172,9 @@ async def compacted_blobs(driver: Driver, log: AppendLog) -> dict[Digest, int]:
     return found
 
 
-def _scratch(directory: Path) -> tuple[int, int]:
-    """Bytes in the scratch files, and the newest change of any."""
-    total, newest = 0, 0
+def _scratch(directory: Path) -> int:
+    """Bytes in the scratch files."""
+    total = 0
     for area in ("scratch", "scratch-attachments"):
         try:
             with os.scandir(directory / area) as entries:
@@ -161,7 +182,6 @@ def _scratch(directory: Path) -> tuple[int, int]:
                     found = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(found.st_mode):
                         total += found.st_size
-                    newest = max(newest, found.st_mtime_ns)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
-    return total, newest
+    return total + held_bytes(directory)

@@ -16,32 +16,38 @@ import trio
 
 from store import events as ev
 from store import sandboxes
+from store.authority import Authority
 from store.chat import Chat
 from store.driver import Driver
-from store.errors import ChatNotFound, NameTaken, NotEmpty, QuotaExceeded, SeqConflict
-from store.folded import Moved
+from store.errors import ChatNotFound, NameTaken, NotEmpty, SeqConflict
+from store.folded import Change, Moved
 from store.kinds import WORKSPACE
 from store.model import (
     ChatId,
     NewEntry,
     Seq,
+    SpaceId,
     WorkspaceId,
     directory_name,
     uuid7,
     workspace_space,
 )
+from store.quota import Quota
 from store.space import Space
-from store.usage import Usage
 from store.workspace_state import ChatRecord, Place, WorkspaceState
 
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What a workspace and its chats tell the store: that a log moved, that a chat was used, that one is opened."""
+    """What a workspace and its chats tell the store: that a log moved, that a chat was used, that one is opened.
+
+    And what they get from it: the authority under which a space is appended to, None where nothing is appended.
+    """
 
     moved: Moved
     touched: Callable[[Chat], None]
     opening: Callable[[], Awaitable[None]]
+    authority: Callable[[SpaceId], Authority | None] = lambda _space: None
 
 
 Decision = Callable[[WorkspaceState], Sequence[ev.Event]]
@@ -50,17 +56,26 @@ Decision = Callable[[WorkspaceState], Sequence[ev.Event]]
 class Workspace:
     """One workspace; its state is in memory from `open` on."""
 
-    __slots__ = ("_chats", "_hooks", "_usage", "driver", "id", "space")
+    __slots__ = ("_chats", "_hooks", "driver", "id", "quota", "space")
 
     def __init__(self, driver: Driver, workspace: WorkspaceId, hooks: Hooks) -> None:
         self.driver = driver
         self.id = workspace
         self.space: Space[WorkspaceState] = Space(
-            driver, workspace_space(workspace), WORKSPACE, hooks.moved, name=lambda: self.called
+            driver,
+            workspace_space(workspace),
+            WORKSPACE,
+            self._moved,
+            name=lambda: self.called,
+            authority=hooks.authority(workspace_space(workspace)),
         )
         self._hooks = hooks
         self._chats: WeakValueDictionary[ChatId, Chat] = WeakValueDictionary()
-        self._usage = Usage(driver, workspace)
+        self.quota = Quota(self)
+
+    def _moved(self, space: SpaceId, change: Change | None) -> None:
+        self.quota.moved()
+        self._hooks.moved(space, change)
 
     @property
     def called(self) -> str:
@@ -86,7 +101,7 @@ class Workspace:
             raise ChatNotFound(f"workspace {self.state.name!r} has no chat {chat}")
         found = self._chats.get(chat)
         if found is None:
-            found = self._chats[chat] = Chat(self, chat, self._hooks.moved, self._hooks.touched, self._hooks.opening)
+            found = self._chats[chat] = Chat(self, chat, self._hooks)
         return found
 
     def known_chat(self, chat: ChatId) -> Chat | None:
@@ -106,22 +121,35 @@ class Workspace:
         """The chat of that name. Raises ChatNotFound."""
         return self.chat_by_id((await self.record(name, places)).id)
 
-    async def create_chat(self, name: str, actor: str, *, chat: ChatId | None = None) -> Chat:
-        """A new, empty chat. Raises InvalidName, NameTaken.
+    async def create_chat(
+        self,
+        name: str,
+        actor: str,
+        *,
+        chat: ChatId | None = None,
+        place: Place = Place.CHATS,
+        projection: str | None = None,
+    ) -> Chat:
+        """A new chat, in chats/ or archive/; `projection` as in `Chat.change`.
 
-        Its log is made first, so that a chat that is listed always has one.
+        Raises InvalidName, NameTaken, QuotaExceeded.
+        Its log is made first, so that a chat that is listed always has one, and none is projected that is local.
         """
         directory_name(name)
         new = chat or ChatId(uuid7())
 
         def decide(state: WorkspaceState) -> Sequence[ev.Event]:
             self._require_free(state, name)
-            return [ev.ChatCreated(new, name)]
+            return [ev.ChatCreated(new, name), *([ev.ChatArchived(new)] if place is Place.ARCHIVE else [])]
 
         self._require_free(await self.load(), name)
-        made = Chat(self, new, self._hooks.moved, self._hooks.touched, self._hooks.opening)
+        await self.quota.require(1)
+        made = Chat(self, new, self._hooks)
         await made.space.log(make=True)
-        await self._decide(decide, actor)
+        if projection is not None:
+            await made.change(actor, projection=projection)
+            await made.sync()
+        await self._decide(decide, actor, tidying=False)
         self._chats[new] = made
         self._hooks.touched(made)
         return made
@@ -172,7 +200,7 @@ class Workspace:
         self._require_free(await self.load(), name)
         if record.removed_since is not None:
             chat = self.chat_by_id(record.id)
-            await chat.append_events([ev.ChatRestored(since=record.removed_since)], actor, tidying=True)
+            await chat.append_events(await _brought_back(chat, record.removed_since), actor, tidying=True)
             await chat.sync()
 
         def decide(state: WorkspaceState) -> Sequence[ev.Event]:
@@ -223,6 +251,8 @@ class Workspace:
             )
             return [] if event == ev.WorkspaceChanged() else [event]
 
+        if quota_bytes and not (await self.load()).quota_bytes:
+            await self.quota.begin_anew()
         await self._decide(decide, actor)
 
     async def trash(self, actor: str) -> None:
@@ -236,25 +266,16 @@ class Workspace:
         await self._decide(decide, actor)
 
     async def usage(self) -> int:
-        """Bytes that count towards the quota: logs, attachments (each blob once), scratch files."""
-        return await self._usage.measure()
-
-    async def check_quota(self, extra: int) -> None:
-        """Raises QuotaExceeded where `extra` bytes more would be too many."""
-        quota = self.state.quota_bytes
-        if quota and extra > 0:
-            used = await self._usage.fits(extra, quota)
-            if used is not None:
-                raise QuotaExceeded(
-                    f"workspace {self.state.name!r} uses {used} of {quota} bytes: {extra} more don't fit"
-                )
+        """Bytes that count towards the quota: logs, attachments (each blob once), scratch files, drafts."""
+        return await self.quota.usage()
 
     async def append_lines(self, batch: Sequence[NewEntry]) -> Seq:
         """Append to the workspace's own log as it is (history.jsonl at the workspace's top)."""
-        await self.load()
-        return await self.space.append(batch)
+        if not (await self.load()).quota_bytes and any(b"quota_bytes" in new.data for new in batch):
+            await self.quota.begin_anew()
+        return await self.quota.append(self.space, batch)
 
-    async def _decide(self, decide: Decision, actor: str) -> None:
+    async def _decide(self, decide: Decision, actor: str, *, tidying: bool = True) -> None:
         while True:
             state = await self.load()
             events = decide(state)
@@ -262,8 +283,22 @@ class Workspace:
                 return
             batch = [NewEntry(event.encode(), actor) for event in events]
             try:
-                await self.space.append(batch, expected_seq=state.seq)
+                await self.quota.append(self.space, batch, expected_seq=state.seq, tidying=tidying)
             except SeqConflict:
                 await trio.lowlevel.checkpoint()
                 continue
             return
+
+
+async def _brought_back(chat: Chat, since: int) -> list[ev.Event]:
+    """What restores the attachments that went from entry `since` on.
+
+    Each is put again, too: `since` means nothing in another log that these events are copied to.
+    """
+    removed = (await chat.load()).attachment_state.removed
+    puts = [
+        ev.AttachmentPut(found.id, found.name, found.digest, found.size, found.content_type, found.mode, found.mtime_ns)
+        for seq, found in removed.values()
+        if seq >= since
+    ]
+    return [ev.ChatRestored(since=since), *puts]

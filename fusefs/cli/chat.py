@@ -6,18 +6,35 @@ from argparse import Namespace
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from fusefs.cli.output import Progress, write_fields, write_json, write_line, write_table
+from fusefs.cli.output import Progress, complain, write_fields, write_json, write_line, write_table
 from fusefs.cli.parser import add_command, add_group, add_json
-from fusefs.cli.targets import ANYWHERE, LIVING, actor, chat_path, find_chat, in_store, workspace_name
+from fusefs.cli.projecting import named, opened_external, project_of
+from fusefs.cli.targets import (
+    ANYWHERE,
+    LIVING,
+    actor,
+    chat_path,
+    find_chat,
+    in_store,
+    readable_chat,
+    workspace_name,
+)
+from store import events as ev
+from store.errors import StoreError
 from store.library import Store
 from store.metadata import chat_summary, timestamp
+from store.projection import binding as bindings
 from store.workspace import Workspace
 from store.workspace_state import ChatRecord, Place
 
 if TYPE_CHECKING:
     from fusefs.cli.parser import Commands, Parser
+    from store.projection.project import External, Project
 
 _LIFECYCLE = {Place.CHATS: "active", Place.ARCHIVE: "archived", Place.TRASH: "trashed"}
+_LOCAL = {"projected": "N", "local": "Y", "external": "ext"}
+_COLOURS = {"LOCAL": {"Y": 34, "ext": 35}}
+"""Blue and magenta."""
 
 
 def add(commands: Commands) -> None:
@@ -25,10 +42,16 @@ def add(commands: Commands) -> None:
     group = add_group(commands, "chat", "make, list, rename, archive and remove chats")
 
     parser = _on_chat(group, "new", _new, "make an empty chat")
+    parser.add_argument("--local", action="store_true", help="keep it out of the workspace's project")
     add_json(parser)
 
     parser = add_command(
-        group, "ls", in_store(_ls, looks=True), "list a workspace's chats", details="Those in the trash only if asked."
+        group,
+        "ls",
+        in_store(_ls, looks=True),
+        "list a workspace's chats",
+        details="Those in the trash only if asked. Where the workspace has a project, LOCAL says N of chats that are "
+        "in the project, Y of those that are in the store alone, and ext of those that are in the project alone.",
     )
     parser.add_argument("workspace", metavar="WORKSPACE", type=workspace_name)
     which = parser.add_mutually_exclusive_group()
@@ -51,7 +74,15 @@ def add(commands: Commands) -> None:
 
     _on_chat(group, "archive", _archive, "move a chat to archive/")
     _on_chat(group, "unarchive", _unarchive, "move a chat from archive/ back to chats/")
-    _on_chat(group, "rm", _rm, "move a chat to the trash")
+    _on_chat(group, "local", _local, "keep a chat out of the workspace's project")
+    _on_chat(group, "project", _project, "have a chat in the workspace's project, too")
+    _on_chat(
+        group,
+        "rm",
+        _rm,
+        "move a chat to the trash",
+        details="One that is in the project alone has no trash: it is removed from the project.",
+    )
 
     parser = _on_chat(group, "restore", _restore, "move a chat from the trash back to chats/")
     parser.add_argument("--name", metavar="NAME", help="under another name than it had")
@@ -64,61 +95,95 @@ def _on_chat(
     summary: str,
     *,
     looks: bool = False,
+    details: str = "",
 ) -> Parser:
-    parser = add_command(group, name, in_store(run, looks=looks), summary)
+    parser = add_command(group, name, in_store(run, looks=looks), summary, details=details)
     parser.add_argument("chat", metavar="WORKSPACE/CHAT", type=chat_path)
     return parser
 
 
 async def _new(store: Store, args: Namespace) -> None:
     workspace = await store.workspace(args.chat.workspace)
-    chat = await workspace.create_chat(args.chat.chat, actor())
+    chat = await workspace.create_chat(args.chat.chat, actor(), projection=ev.LOCAL if args.local else None)
     await chat.sync()
     await workspace.space.sync()
     if args.json:
-        write_json(chat_summary(workspace.state, workspace.state.chats[chat.id], await chat.load()))
+        write_json(await _summary(workspace, workspace.state.chats[chat.id]))
     else:
         write_line(f"made chat {args.chat}")
 
 
 async def _ls(store: Store, args: Namespace) -> None:
     workspace = await store.workspace(args.workspace)
-    shown = [found for place in args.places for found in workspace.state.in_place(place)]
-    shown.sort()
-    if args.long:
-        with Progress() as progress:
-            rows: list[dict[str, Any]] = []
-            for name, record in shown:
-                progress.say(f"opening {len(rows)} of {len(shown)}: {name}")
-                rows.append(await _summary(workspace, record) | {"name": name})
-        columns: tuple[str, ...] = ("name", "lifecycle", "title", "messages", "updated")
-    else:
-        rows = [_brief(name, record) for name, record in shown]
-        columns = ("name", "lifecycle", "created", "changed")
+    async with project_of(store, workspace) as project:
+        shown = [found for place in args.places for found in workspace.state.in_place(place)]
+        if project is not None:
+            shown += [(each.name, _record(each)) for each in project.externals.values() if each.place in args.places]
+        shown.sort(key=lambda found: found[0])
+        if args.long:
+            with Progress() as progress:
+                rows: list[dict[str, Any]] = []
+                for name, record in shown:
+                    progress.say(f"opening {len(rows)} of {len(shown)}: {name}")
+                    rows.append(await _opened(workspace, project, record) | {"name": name})
+        else:
+            rows = [_brief(name, record, _presence(project, record)) for name, record in shown]
     if args.json:
         write_json(rows)
-    else:
-        write_table([column.upper() for column in columns], ([str(row[column]) for column in columns] for row in rows))
+        return
+    columns = ["name", *([] if project is None else ["local"]), "lifecycle"]
+    columns += ["title", "messages", "updated"] if args.long else ["created", "changed"]
+    for row in rows:
+        row["local"] = _LOCAL[row["presence"]]
+    write_table(
+        [column.upper() for column in columns], ([str(row[column]) for column in columns] for row in rows), _COLOURS
+    )
 
 
-def _brief(name: str, record: ChatRecord) -> dict[str, Any]:
+def _record(there: External) -> ChatRecord:
+    return ChatRecord(there.id, there.name, there.place, there.created, there.created)
+
+
+def _presence(project: Project | None, record: ChatRecord) -> str:
+    """As of the last look. Without a project all chats are local."""
+    return "local" if project is None else project.presence(record.id)
+
+
+async def _opened(workspace: Workspace, project: Project | None, record: ChatRecord) -> dict[str, Any]:
+    """A chat's metadata, wherever it is; what can't be read is left out."""
+    presence = _presence(project, record)
+    if presence != "external":
+        return await _summary(workspace, record, presence)
+    try:
+        async with opened_external(project, record.id, (record.place,)) as found:
+            if found is not None:
+                return chat_summary(workspace.state, record, await found[1].load(), presence=presence)
+    except StoreError as error:
+        complain(f"{workspace.called}/{record.name}: {error}")
+    return _brief(record.name, record, presence) | {"title": "", "messages": "?", "updated": timestamp(record.changed)}
+
+
+def _brief(name: str, record: ChatRecord, presence: str) -> dict[str, Any]:
     """What the workspace's own log says of a chat, without opening the chat's."""
     return {
         "id": record.id,
         "name": name,
         "lifecycle": _LIFECYCLE[record.place],
+        "presence": presence,
         "created": timestamp(record.created),
         "changed": timestamp(record.changed),
     }
 
 
-async def _summary(workspace: Workspace, record: ChatRecord) -> dict[str, Any]:
-    return chat_summary(workspace.state, record, await workspace.chat_by_id(record.id).load())
+async def _summary(workspace: Workspace, record: ChatRecord, presence: str = "local") -> dict[str, Any]:
+    state = await workspace.chat_by_id(record.id).load()
+    return chat_summary(workspace.state, record, state, presence=presence)
 
 
 async def _show(store: Store, args: Namespace) -> None:
-    workspace, record = await find_chat(store, args.chat, ANYWHERE)
-    found = await _summary(workspace, record)
+    async with readable_chat(store, args.chat) as (workspace, record, chat), project_of(store, workspace) as project:
+        presence = _presence(project, record)
+        found = chat_summary(workspace.state, record, await chat.load(), presence=presence)
     if args.json:
         write_json(found)
     else:
@@ -149,7 +214,34 @@ async def _unarchive(store: Store, args: Namespace) -> None:
     write_line(f"chat {args.chat} is in chats/ again")
 
 
+async def _local(store: Store, args: Namespace) -> None:
+    await _intend(store, args, ev.LOCAL)
+    write_line(f"chat {args.chat} is local: it stays out of the workspace's project")
+
+
+async def _project(store: Store, args: Namespace) -> None:
+    workspace = await _intend(store, args, ev.PROJECTED)
+    unbound = await bindings.remembered(store, workspace.id) is None
+    hint = f", once the workspace has one: see chatfs project init --workspace {workspace.called}" if unbound else ""
+    write_line(f"chat {args.chat} is in the workspace's project, too{hint}")
+
+
+async def _intend(store: Store, args: Namespace, projection: str) -> Workspace:
+    workspace, record = await find_chat(store, args.chat)
+    chat = workspace.chat_by_id(record.id)
+    await chat.change(actor(), projection=projection)
+    await chat.sync()
+    return workspace
+
+
 async def _rm(store: Store, args: Namespace) -> None:
+    workspace = await store.workspace(args.chat.workspace)
+    async with project_of(store, workspace) as project:
+        there = named(project, args.chat.chat, LIVING)
+        if project is not None and there is not None:
+            await project.remove_external(there.id)
+            write_line(f"removed chat {args.chat} from the project: it was nowhere else")
+            return
     workspace, record = await find_chat(store, args.chat)
     await _move(workspace, record, Place.TRASH)
     write_line(f"moved chat {args.chat} to the trash: chatfs chat restore brings it back")

@@ -90,9 +90,11 @@ def _check(args: Namespace) -> Report:
 
 
 def _directory(args: Namespace) -> Path:
-    root = registry.directory_of(args.store or default_url())
-    if root is None:
-        raise NotFound("a memory: store has nothing that could be checked: name a file: store")
+    url = args.store or default_url()
+    root = registry.directory_of(url)
+    if root is None or registry.scheme_of(url) != "file":
+        advice = f"run git -C {root} fsck" if root is not None else "name a file: store"
+        raise NotFound(f"a {registry.scheme_of(url)}: store has nothing that could be checked: {advice}")
     return root
 
 

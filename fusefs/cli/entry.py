@@ -24,6 +24,8 @@ from fusefs.cli import (
     importing,
     log,
     mounting,
+    moving,
+    project,
     sandbox,
     searching,
     status,
@@ -55,7 +57,21 @@ def build() -> Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     add_global(parser, top=True)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    topics = (mounting, workspace, chat, log, importing, compacting, searching, checking, collecting, sandbox, status)
+    topics = (
+        mounting,
+        workspace,
+        project,
+        chat,
+        log,
+        importing,
+        moving,
+        compacting,
+        searching,
+        checking,
+        collecting,
+        sandbox,
+        status,
+    )
     for topic in topics:
         topic.add(commands)
     return parser

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from fusefs.cli.errors import CommandFailed, UsageError
+from fusefs.cli.moving import import_jsonl
 from fusefs.cli.output import Progress, complain, write_json, write_table
-from fusefs.cli.parser import add_command, add_group, add_json
-from fusefs.cli.targets import actor, in_store, standard_input, workspace_name
+from fusefs.cli.parser import Parser, add_command, add_global, add_json
+from fusefs.cli.targets import actor, in_store, readable, standard_input, workspace_name
 from store.errors import StoreError, WorkspaceNotFound
 from store.importing import Stored, store_chat
 from store.library import Store
@@ -26,13 +27,32 @@ from store.workspace import Workspace
 from store.workspace_state import Place
 
 if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands, Parser
+    from fusefs.cli.parser import Commands
     from store.importers import ImportedChat
 
 
 def add(commands: Commands) -> None:
     """Declare the commands."""
-    group = add_group(commands, "import", "bring in chats that other programs wrote")
+    parser = commands.add_parser(
+        "import",
+        help="bring in chats that other programs wrote, or chatfs export",
+        description="Bring in chats that other programs wrote, or, with --jsonl, what chatfs export --jsonl wrote: the "
+        "logs as they are. Of that, what is there already is compared, and only the rest is added.",
+    )
+    add_global(parser)
+    parser.add_argument(
+        "--jsonl", metavar="FILE", type=Path, help="what chatfs export --jsonl wrote; - is standard input"
+    )
+    parser.add_argument(
+        "--workspace",
+        metavar="WORKSPACE",
+        type=workspace_name,
+        help="with --jsonl of one chat: where it comes to (default: the name of the one it was in)",
+    )
+    parser.add_argument("--chat", metavar="NAME", help="with --jsonl of one chat: its name, if it is new")
+    add_json(parser)
+    parser.set_defaults(run=_jsonl)
+    group = parser.add_subparsers(metavar="COMMAND", required=False, parser_class=Parser)
     again = "Importing again adds only what is new."
 
     parser = add_command(
@@ -49,6 +69,28 @@ def add(commands: Commands) -> None:
     parser.add_argument("paths", metavar="FILE", nargs="+", type=Path, help="- is standard input")
     parser.add_argument("--chat", metavar="NAME", help="the name of the chat that is made, with one FILE")
     _add_target(parser)
+
+    parser = add_command(
+        group,
+        "jp",
+        in_store(_jp, makes=True),
+        "import conversations of JP",
+        details=f"{again} What JP has rewritten since is followed: events that it took back are removed from sight, "
+        "and stay in the log. Archived conversations become archived chats. Changes made in chatfs stay; chatfs "
+        "export jp writes them back. Symbolic links aren't followed; a conversation that JP is writing is left out.",
+    )
+    parser.add_argument(
+        "paths", metavar="DIR", nargs="+", type=Path, help="a project, its .jp/conversations, or one conversation in it"
+    )
+    _add_target(parser)
+
+
+def _jsonl(args: Namespace) -> None:
+    if args.jsonl is None:
+        raise UsageError("say what to import: --jsonl FILE, or a COMMAND: see chatfs import -h")
+    if args.jsonl != Path("-"):
+        readable(args.jsonl)  # a name that is mistyped makes no store
+    in_store(import_jsonl, makes=True)(args)
 
 
 def _add_target(parser: Parser) -> None:
@@ -92,9 +134,33 @@ async def _messages(store: Store, args: Namespace) -> None:
     )
 
 
+async def _jp(store: Store, args: Namespace) -> None:
+    from store.importers.jp import JpChat, find_conversations  # noqa: PLC0415 - as above
+    from store.importing_jp import store_jp  # noqa: PLC0415 - as above
+
+    def put(workspace: Workspace, imported: ImportedChat, told: Callable[[int], None]) -> Awaitable[Stored]:
+        assert isinstance(imported, JpChat)
+        return store_jp(workspace, imported, actor(), told=told)
+
+    await _import(store, args, "jp", find_conversations, put=put)
+
+
+Put = Callable[[Workspace, "ImportedChat", Callable[[int], None]], Awaitable[Stored]]
+"""Stores one chat of the source."""
+
+
 async def _import(
-    store: Store, args: Namespace, source: str, read: Callable[[Path], list[ImportedChat]], *, name: str = ""
+    store: Store,
+    args: Namespace,
+    source: str,
+    read: Callable[[Path], Sequence[ImportedChat]],
+    *,
+    name: str = "",
+    put: Put | None = None,
 ) -> None:
+    def store_it(workspace: Workspace, imported: ImportedChat, told: Callable[[int], None]) -> Awaitable[Stored]:
+        return store_chat(workspace, source, imported, actor(), name=name, told=told)
+
     for path in args.paths:
         if path != Path("-"):
             path.stat()  # a name that is mistyped stops it all before it begins
@@ -104,16 +170,11 @@ async def _import(
     with Progress() as progress:
         async for path, imported in _chats(args.paths, read, progress, failures):
             try:
-                stored = await store_chat(
-                    workspace,
-                    source,
-                    imported,
-                    actor(),
-                    name=name,
-                    told=functools.partial(_say, progress, f"{path}: {imported.suggested_name}"),
-                )
+                told = functools.partial(_say, progress, f"{path}: {imported.suggested_name}")
+                stored = await (put or store_it)(workspace, imported, told)
             except (OSError, StoreError) as error:
-                failures.append(f"{path}: {imported.source_id}: {error}")
+                why = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+                failures.append(f"{path}: {imported.source_id}: {why}")
                 continue
             results.append(_Result(path, imported, stored))
     _report(args, workspace, results, failures)
@@ -131,7 +192,7 @@ async def _found_or_made(store: Store, name: str) -> Workspace:
 
 
 async def _chats(
-    paths: list[Path], read: Callable[[Path], list[ImportedChat]], progress: Progress, failures: list[str]
+    paths: list[Path], read: Callable[[Path], Sequence[ImportedChat]], progress: Progress, failures: list[str]
 ) -> AsyncIterator[tuple[Path, ImportedChat]]:
     for path in paths:
         progress.say(f"reading {path}")

@@ -20,13 +20,13 @@ from fusefs.cli.errors import CommandFailed, UsageError
 from fusefs.cli.output import Progress, RawOutput, size_text, write_json, write_line
 from fusefs.cli.parser import add_command, add_json
 from fusefs.cli.targets import (
-    ANYWHERE,
     actor,
     chat_path,
     find_chat,
     in_store,
     number,
     readable,
+    readable_chat,
     space_path,
     standard_input,
 )
@@ -159,11 +159,13 @@ async def _log(store: Store, args: Namespace) -> None:
     if args.follow and args.reverse:
         raise UsageError("--follow and --reverse exclude each other: see chatfs log -h")
     if args.space.chat:
-        workspace, record = await find_chat(store, args.space, ANYWHERE)
-        chat = workspace.chat_by_id(record.id)
-        space: Space[Any] = chat.space
+        async with readable_chat(store, args.space) as (_workspace, _record, chat):
+            await _print(chat.space, args)
     else:
-        space = (await store.workspace(args.space.workspace)).space
+        await _print((await store.workspace(args.space.workspace)).space, args)
+
+
+async def _print(space: Space[Any], args: Namespace) -> None:
     with RawOutput(as_json=True) as output:
         if args.follow:
             await _follow(space, args, output)
@@ -205,12 +207,11 @@ def line(entry: Entry) -> bytes:
 
 
 async def _cat(store: Store, args: Namespace) -> None:
-    workspace, record = await find_chat(store, args.chat, ANYWHERE)
-    chat = workspace.chat_by_id(record.id)
-    with chat.hold(), RawOutput() as output:
-        for piece in history.render_pieces(await chat.whole()):
-            output.write(piece)
-    chat.space.check_sound()
+    async with readable_chat(store, args.chat) as (_workspace, _record, chat):
+        with chat.hold(), RawOutput() as output:
+            for piece in history.render_pieces(await chat.whole()):
+                output.write(piece)
+        chat.space.check_sound()
 
 
 # ---- attach
@@ -224,7 +225,7 @@ async def _attach(store: Store, args: Namespace) -> None:
         if names.count(name) > 1:
             raise InvalidInput(f"two of the files are called {name!r}: attach them one by one, or rename one")
     sizes = [readable(path).stat().st_size for path in args.files]
-    await workspace.check_quota(sum(sizes))
+    await workspace.quota.require(sum(sizes))
     done: list[Attachment] = []
     try:
         for path, size in zip(args.files, sizes, strict=True):

@@ -9,12 +9,13 @@ Concurrency: writes block; a command has nothing else to do meanwhile.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 import time
 import unicodedata
-from collections.abc import Iterable, Sequence
-from types import TracebackType
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
 
 from store.metadata import pretty
@@ -78,13 +79,27 @@ def write_fields(fields: Iterable[tuple[str, str]]) -> None:
         write_line(f"{name.ljust(width)}  {value}".rstrip())
 
 
-def write_table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Columns, as wide as they must be."""
+Colours = Mapping[str, Mapping[str, int]]
+"""By a column's heading and a cell's text: the parameter of SGR (ECMA-48) that it is shown with."""
+
+
+def write_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str]], colours: Colours = MappingProxyType({})
+) -> None:
+    """Columns, as wide as they must be; in colours on a terminal, unless NO_COLOR is set."""
     table = [[escape(cell) for cell in row] for row in (headings, *rows)]
     widths = [max(width(row[column]) for row in table) for column in range(len(headings))]
+    shown = [colours.get(heading, {}) for heading in headings] if _has_colours() else [{}] * len(headings)
     for row in table:
-        cells = (cell + " " * (wide - width(cell)) for cell, wide in zip(row, widths, strict=True))
+        cells = (
+            (f"\x1b[{column[cell]}m{cell}\x1b[39m" if cell in column else cell) + " " * (wide - width(cell))
+            for cell, wide, column in zip(row, widths, shown, strict=True)
+        )
         print("  ".join(cells).rstrip())
+
+
+def _has_colours() -> bool:
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
 def width(text: str) -> int:

@@ -1,4 +1,4 @@
-"""`chatfs status`: the store and the mounts. Makes no store where there is none."""
+"""`chatfs status`: the store, who appends to what, and the mounts. Makes no store where there is none."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import orjson
 import trio
 
 from fusefs.cli import mount_records
-from fusefs.cli.output import size_text, write_fields, write_json
+from fusefs.cli.output import size_text, write_fields, write_json, write_line, write_table
 from fusefs.cli.parser import add_command, add_json
 from fusefs.cli.targets import store_url
 from fusefs.cli.version import version
 from fusefs.unmount import mounts
-from store import registry
-from store.driver import Access
+from store.driver import Access, Driver
 from store.errors import StoreNotFound
 from store.library import open_store
+from store.model import SpaceId, clock_ms
+from store.standing import InUse, in_use
 from store.workspace_state import Place
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Declare the command."""
-    parser = add_command(commands, "status", _status, "show the store and what is mounted")
+    parser = add_command(commands, "status", _status, "show the store, who appends to it, and what is mounted")
     add_json(parser)
 
 
@@ -37,14 +38,14 @@ def _status(args: Namespace) -> None:
     with contextlib.suppress(StoreNotFound):
         found |= trio.run(_contents, url)
         found["exists"] = True
-        path = registry.directory_of(url)
-        if path is not None:
-            found["format"] = orjson.loads((path / "store.json").read_bytes())["format"]
     found["mounts"] = [_mounted(each.mountpoint, each.options) for each in mounts()]
     if args.json:
         write_json(found)
     else:
         write_fields(_lines(found))
+        if found.get("in_use"):
+            write_line("")
+            write_table(("IN USE", "HOLDER", "EPOCH", "EXPIRES", "LAG"), map(_row, found["in_use"]))
 
 
 async def _contents(url: str) -> dict[str, Any]:
@@ -52,11 +53,41 @@ async def _contents(url: str) -> dict[str, Any]:
         workspaces = await store.workspaces()
         block, blocks, _free, available = store.driver.usage()
         return {
+            "format": _format(store.driver),
+            "in_use": [_in_use(one) for one in await in_use(store)],
             "workspaces": len(workspaces),
             "chats": {place.value: sum(each.state.count(place) for each in workspaces) for place in Place},
             "size_bytes": block * blocks,
             "free_bytes": block * available,
         }
+
+
+def _format(driver: Driver) -> int | None:
+    """As the store's description says; None where it has none: in memory, or in a repository that was only fetched."""
+    root = driver.local_dir(SpaceId("workspace/any")).parents[1]
+    try:
+        found = orjson.loads((root / "store.json").read_bytes())["format"]
+    except FileNotFoundError:
+        return None
+    return found if type(found) is int else None
+
+
+def _in_use(one: InUse) -> dict[str, Any]:
+    info = one.info
+    return {
+        "name": one.name,
+        "space": one.space,
+        "holder": one.holder,
+        "program": info.program if info is not None else None,
+        "pid": info.pid if info is not None else None,
+        "uid": info.uid if info is not None else None,
+        "alive": one.alive,
+        "answers": one.answers,
+        "epoch": one.epoch,
+        "expires_ms": one.expires - clock_ms(),
+        "seq": one.last,
+        "lag": None if one.seen is None or one.last is None else max(0, one.last - one.seen),
+    }
 
 
 def _mounted(mountpoint: Any, options: str) -> dict[str, Any]:
@@ -67,6 +98,25 @@ def _mounted(mountpoint: Any, options: str) -> dict[str, Any]:
         "store": record.store if record is not None else None,
         "pid": record.pid if record is not None else None,
     }
+
+
+def _row(one: dict[str, Any]) -> tuple[str, ...]:
+    who = "unknown" if one["pid"] is None else f"{one['program']} (pid {one['pid']}, uid {one['uid']})"
+    if one["alive"] is False:
+        who = "dead"
+    elif one["alive"] and not one["answers"]:
+        who += ", doesn't answer"
+    left = one["expires_ms"] / 1000
+    expires = f"in {left:.1f} s" if left > 0 else f"lapsed {duration(-left)} ago"
+    return one["name"], who, str(one["epoch"]), expires, "" if one["lag"] is None else str(one["lag"])
+
+
+def duration(seconds: float) -> str:
+    """A time for reading, in the largest unit that it fills."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:

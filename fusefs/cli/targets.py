@@ -10,7 +10,8 @@ import os
 import re
 import stat
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
@@ -18,7 +19,9 @@ from typing import IO, Final
 import trio
 
 from fusefs.cli.output import Progress, complain
+from fusefs.cli.projecting import following, imported, opened_external, project_of
 from store import driver, registry
+from store.chat import Chat
 from store.driver import Access
 from store.errors import ChatNotFound, InvalidInput
 from store.library import Store, default_url, open_store, user_url
@@ -94,14 +97,13 @@ def actor() -> str:
 
 
 def store_url(args: Namespace) -> str:
-    """The store that was named: a file: store by its absolute URL, so that it is the same from every directory."""
+    """The store that was named: a directory by its absolute URL, so that it is the same from every directory."""
     return absolute_url(args.store or default_url())
 
 
 def absolute_url(url: str) -> str:
     """The same store's URL, whatever the directory. Raises InvalidInput."""
-    path = registry.directory_of(url)
-    return url if path is None else path.as_uri()
+    return registry.absolute(url)
 
 
 def in_store(
@@ -120,7 +122,11 @@ def in_store(
             async with open_store(url, access=access, progress=migration_bar(progress)) as store:
                 progress.clear()
                 say_made(store.driver)
-                await command(store, args)
+                if store.driver.read_only:
+                    await command(store, args)
+                    return
+                async with following(store):
+                    await command(store, args)
 
     def run(args: Namespace) -> None:
         trio.run(opened, args)
@@ -153,7 +159,10 @@ def migration_bar(progress: Progress) -> driver.Progress:
 
 
 async def find_chat(store: Store, path: ChatPath, places: tuple[Place, ...] = LIVING) -> tuple[Workspace, ChatRecord]:
-    """The chat's record, by name or else by id. Raises WorkspaceNotFound, ChatNotFound."""
+    """The chat's record, by name or else by id. Raises WorkspaceNotFound, ChatNotFound.
+
+    A command that may write imports one that is only in the project.
+    """
     workspace = await store.workspace(path.workspace)
     state = await workspace.load()
     for place in places:
@@ -166,9 +175,30 @@ async def find_chat(store: Store, path: ChatPath, places: tuple[Place, ...] = LI
     trashed = state.find_in(Place.TRASH, path.chat) if record is None else record
     if trashed is not None and Place.TRASH not in places:
         raise ChatNotFound(f"{path} is in the trash: bring it back with chatfs chat restore {path}")
+    if trashed is None and not store.driver.read_only:
+        imports = await imported(store, workspace, path.chat, places)
+        if imports is not None:
+            return workspace, imports
     if places == (Place.TRASH,):
         raise ChatNotFound(f"the trash has no {path}: see chatfs chat ls --trash {path.workspace}")
     raise ChatNotFound(f"there is no chat {path}: see chatfs chat ls {path.workspace}")
+
+
+@asynccontextmanager
+async def readable_chat(
+    store: Store, path: ChatPath, places: tuple[Place, ...] = ANYWHERE
+) -> AsyncIterator[tuple[Workspace, ChatRecord, Chat]]:
+    """The same, to be read from: also one that is only in the project, which isn't imported. Raises likewise."""
+    workspace = await store.workspace(path.workspace)
+    async with (
+        project_of(store, workspace) as project,
+        opened_external(project, path.chat, places) as external,
+    ):
+        if external is not None:
+            yield workspace, *external
+            return
+    workspace, record = await find_chat(store, path, places)
+    yield workspace, record, workspace.chat_by_id(record.id)
 
 
 def standard_input() -> IO[bytes]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
+from fusefs.cli import project
 from fusefs.cli.output import size_text, write_fields, write_json, write_line, write_table
 from fusefs.cli.parser import add_command, add_group, add_json
 from fusefs.cli.targets import actor, in_store, size, workspace_name
 from store.library import Store
 from store.metadata import workspace_summary
+from store.projection import binding as bindings
 from store.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ def add(commands: Commands) -> None:
     parser = add_command(group, "create", in_store(_create, makes=True), "make a workspace")
     parser.add_argument("name", metavar="NAME")
     parser.add_argument("--quota", type=size, default=0, metavar="SIZE", help="bytes that it may use, such as 10G")
+    parser.add_argument("--project", metavar="DIR", help="have its chats in this directory, too: see chatfs project")
     add_json(parser)
 
     parser = add_command(group, "ls", in_store(_ls, looks=True), "list the workspaces")
@@ -52,7 +55,10 @@ def _summary(workspace: Workspace) -> dict[str, Any]:
 
 
 async def _create(store: Store, args: Namespace) -> None:
+    directory = None if args.project is None else project.free_directory(args.project)
     workspace = await store.create_workspace(args.name, actor(), quota_bytes=args.quota)
+    if directory is not None:
+        await project.bind(store, workspace, directory)
     if args.json:
         write_json(_summary(workspace))
     else:
@@ -80,7 +86,10 @@ async def _ls(store: Store, args: Namespace) -> None:
 
 async def _show(store: Store, args: Namespace) -> None:
     workspace = await store.workspace(args.name)
+    binding = await bindings.remembered(store, workspace.id)
     found = _summary(workspace) | {"usage_bytes": await workspace.usage()}
+    if binding is not None:
+        found["project"] = binding.directory
     if args.json:
         write_json(found)
         return
@@ -97,6 +106,7 @@ async def _show(store: Store, args: Namespace) -> None:
             ("chats", f"{chats['chats']}, {chats['archive']} archived, {chats['trash']} in the trash"),
             ("usage", size_text(found["usage_bytes"])),
             ("quota", _quota_text(found["quota_bytes"])),
+            *([] if binding is None else [("project", binding.directory)]),
         ]
     )
 

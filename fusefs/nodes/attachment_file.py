@@ -8,6 +8,7 @@ Concurrency: as in `fusefs.nodes.projected`: a commit holds the file's lock, and
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 import time
@@ -19,6 +20,7 @@ from pyfuse3 import EntryAttributes
 from fusefs.attributes import attributes
 from fusefs.callers import still_open
 from fusefs.nodes.base import Change, Directory, Handle, InView, refuse
+from store import attaching
 from store.errors import BlobNotFound, CorruptBlob, StoreError
 from store.model import Attachment, AttachmentId, BlobRef, Digest
 from store.turns import take
@@ -31,20 +33,19 @@ if TYPE_CHECKING:
 
 SIZE_MAX = 64 << 30
 """Bytes in an attachment: a sparse file costs a hash for each of its chunks, empty or not."""
-_QUOTA_STEP = 1 << 20
-"""How many bytes a draft may grow between two looks at the quota."""
 
 
 class AttachmentFile(InView):
     """One attachment, by its id: a rename keeps the inode. `staging` holds bytes that aren't committed."""
 
     __slots__ = (
-        "_checked",
+        "_charged",
         "_lost",
         "_mode",
         "_mtime_ns",
         "_shown",
         "_told",
+        "_writes",
         "asked",
         "changing",
         "dirty",
@@ -58,6 +59,7 @@ class AttachmentFile(InView):
     )
 
     view: ChatView
+    keeps_changes = True
 
     def __init__(self, mount: Mount, view: ChatView, attachment: AttachmentId, parent: Directory, name: bytes) -> None:
         super().__init__(mount, f"{view.identity}/attachment/{attachment}", parent, name)
@@ -73,7 +75,10 @@ class AttachmentFile(InView):
         self._mode: int | None = None
         self._mtime_ns: int | None = None
         self.touched_ns = 0
-        self._checked = 0
+        self._charged = 0
+        """What size of the draft the quota knows of."""
+        self._writes = 0
+        """How often the draft was changed."""
         self._lost: tuple[int, StoreError] | None = None
         """Where a write failed, and with what: a file with a hole isn't committed."""
         self.asked = False
@@ -130,13 +135,13 @@ class AttachmentFile(InView):
         if change.size is not None:
             if change.size > SIZE_MAX:
                 raise refuse(errno.EFBIG)
-            (await self.stage(empty=change.size == 0)).truncate(change.size)
+            await self._truncate(change.size)
             if self._lost is not None and change.size <= self._lost[0]:
                 self._lost = None
             self._touch()
             if not self.handles:
                 await self.commit(caller.actor)
-        mode = None if change.mode is None else change.mode & 0o7777
+        mode = None if change.mode is None else change.mode & 0o777
         if mode is None and change.mtime_ns is None:
             return
         if self.staging is not None or self.handles:
@@ -153,6 +158,20 @@ class AttachmentFile(InView):
                 self.changing = False
             self._mode = self._mtime_ns = None
 
+    async def _truncate(self, size: int) -> None:
+        staging = await self.stage(empty=size == 0)
+        while size and self.view.quota.limited:
+            async with self.view.quota.taking(lambda: self._growth(size)):
+                if self.staging is staging:  # it wasn't committed meanwhile
+                    staging.truncate(size)
+                    self._charged = size
+                    break
+            staging = await self.stage()
+        else:
+            staging.truncate(size)
+            self._charged = min(self._charged, size)
+        self._changed()
+
     async def stage(self, *, empty: bool = False) -> Staging:
         """The draft to write to; `empty` if nothing of the present bytes is kept."""
         if self.staging is None:
@@ -160,14 +179,14 @@ class AttachmentFile(InView):
             if self.staging is None:
                 name = self.name.decode(errors="replace")
                 self.staging = self.view.chat.stage(name, None if found is None else found.digest)
-                self._checked = self.staging.size
+                self._charged = 0
         return self.staging
 
     async def begin(self, mode: int) -> None:
         """It is new: an empty draft."""
         await self.stage(empty=True)
         self._touch()
-        permissions = mode & 0o7777
+        permissions = mode & 0o777
         self._mode = permissions if permissions & 0o111 else None
 
     def _touch(self) -> None:
@@ -180,15 +199,13 @@ class AttachmentFile(InView):
         end = offset + len(data)
         if end > SIZE_MAX:
             raise refuse(errno.EFBIG)
-        workspace = self.view.chat.workspace
         self._touch()
         try:
-            if workspace.state.quota_bytes and end - self._checked >= 0:
-                await workspace.check_quota(end)
-                self._checked = end + _QUOTA_STEP
-            # Only now: another handle's last close may have committed the draft meanwhile.
-            staging = self.staging or await self.stage()
-            taken = staging.write(offset, data)
+            if self.view.quota.limited:
+                taken = await self._write_within(offset, data)
+            else:
+                # Only now: another handle's last close may have committed the draft meanwhile.
+                taken = self._write(self.staging or await self.stage(), offset, data)
         except StoreError as error:
             self._lost = self._lost or (offset, error)
             raise
@@ -196,6 +213,27 @@ class AttachmentFile(InView):
             self._lost = None
         self.asked = False
         return taken
+
+    async def _write_within(self, offset: int, data: bytes) -> int:
+        while True:
+            staging = await self.stage()
+            async with self.view.quota.taking(lambda: self._growth(offset + len(data))):
+                if self.staging is staging:  # it wasn't committed meanwhile
+                    return self._write(staging, offset, data)
+
+    def _write(self, staging: Staging, offset: int, data: bytes) -> int:
+        taken = staging.write(offset, data)
+        self._charged = max(self._charged, staging.size)
+        self._changed()
+        return taken
+
+    def _changed(self) -> None:
+        self._writes += 1
+        self.dirty = True
+
+    def _growth(self, end: int) -> int:
+        """Bytes that a draft which reaches to `end` takes, and that aren't charged: the first change takes all."""
+        return max(0, end, 0 if self.staging is None else self.staging.size) - self._charged
 
     async def read(self, offset: int, size: int) -> bytes:
         """The draft's bytes, or the blob's."""
@@ -220,6 +258,8 @@ class AttachmentFile(InView):
             staging = await self.stage(empty=True)
             if staging.size:
                 staging.truncate(0)
+            self._charged = 0
+            self._changed()
             self._touch()
         self.handles += 1
         return AttachmentHandle(self, flags, caller)
@@ -238,26 +278,38 @@ class AttachmentFile(InView):
                 raise self._lost[1]
             self.dirty = False
             mode, mtime_ns = self._mode, self._mtime_ns
-            workspace = self.view.chat.workspace
+            # What is charged becomes the blob: of a draft that goes on, all is charged again.
+            charged, self._charged = self._charged, 0
             try:
                 present = await self.attachment()
-                if workspace.state.quota_bytes:
-                    await workspace.check_quota(staging.size)
-                ref = await staging.commit(durable=self.mount.strict)
-                name, identity = self.name.decode(), None if present else self.id
-                await self.view.chat.put_attachment(name, ref, actor, mode=mode, mtime_ns=mtime_ns, identity=identity)
+                await attaching.commit(
+                    self.view.chat,
+                    self.name.decode(),
+                    staging,
+                    actor,
+                    mode=mode,
+                    mtime_ns=mtime_ns,
+                    identity=None if present else self.id,
+                    durable=self.mount.strict,
+                    done=functools.partial(self._committed, staging, self._writes),
+                )
             except BaseException:
                 self.dirty = True
+                self._charged = max(self._charged, charged)
                 raise
-            self.view.pending.pop(self.name, None)
-            self._told = None
-            if not self.dirty:
-                self._mode = self._mtime_ns = None
-                self.staging = None
-                await staging.discard()
             self._notify_attributes()
         finally:
             self.lock.release()
+
+    async def _committed(self, staging: Staging, writes: int) -> None:
+        """The log has it. What was written meanwhile awaits the next commit."""
+        self.view.pending.pop(self.name, None)
+        self._told = None
+        if self._writes == writes:
+            self.dirty = False
+            self._mode = self._mtime_ns = None
+            self.staging = None
+            await staging.discard()
 
     def _notify_attributes(self) -> None:
         """Its own commit changed the times: news only to a kernel that has asked since the last write."""
@@ -282,7 +334,10 @@ class AttachmentFile(InView):
         if staging is not None:
             if self.dirty and self.gone is None and whole:
                 try:
-                    await self.mount.keep_staging(self.view.scratch, f"{self.name.decode()}.recovered", staging)
+                    # The draft's bytes are charged.
+                    async with self.view.quota.taking(int):
+                        await self.mount.keep_staging(self.view.scratch, f"{self.name.decode()}.recovered", staging)
+                        await staging.discard()
                 except OSError as error:
                     self.mount.log.error("its bytes stay a draft until the next mount: %s", error)  # noqa: TRY400
                     self.mount.unkept.append(staging)

@@ -85,11 +85,14 @@ class AttachmentsDirectory(InView, LoggedNames):
             backing = self.view.scratch_attachments.stat(name)
             if backing is None:
                 raise refuse(errno.ENOENT)
-            return self.child(name, ScratchFile(self.mount, self.view.scratch_attachments, backing, self, name))
+            return self.child(name, self._scratch(backing, name))
         node = await self._present(name)
         if node is None:
             raise refuse(errno.ENOENT)
         return node
+
+    def _scratch(self, backing: os.stat_result, name: bytes) -> ScratchFile:
+        return ScratchFile(self.mount, self.view.scratch_attachments, backing, self, name, self.view.quota)
 
     async def _present(self, name: bytes) -> AttachmentFile | None:
         pending = self.view.pending.get(name)
@@ -119,7 +122,7 @@ class AttachmentsDirectory(InView, LoggedNames):
         if name.startswith(b"."):
             area = self.view.scratch_attachments
             descriptor = area.open(name, flags | os.O_CREAT, mode)
-            scratch = self.child(name, ScratchFile(self.mount, area, os.fstat(descriptor), self, name))
+            scratch = self.child(name, self._scratch(os.fstat(descriptor), name))
             assert isinstance(scratch, ScratchFile)
             self.mount.notifier.attributes(self)
             return scratch, ScratchHandle(scratch, descriptor, flags, caller)
@@ -147,6 +150,7 @@ class AttachmentsDirectory(InView, LoggedNames):
     async def unlink(self, name: bytes, caller: Caller) -> None:
         node = await self.lookup(name)
         if isinstance(node, ScratchFile):
+            node.loses_name()
             self.view.scratch_attachments.unlink(name)
             self.mount.notifier.attributes(self)
             return
@@ -173,6 +177,8 @@ class AttachmentsDirectory(InView, LoggedNames):
                     raise refuse(errno.ENOENT) from None
                 raise
             self.view.removed_attachment(caller.process, before, after)
+        if self.view.external:
+            self.mount.projections.removed_in(self.view)
 
     async def rename(self, name: bytes, target: Directory, new: bytes, caller: Caller) -> None:
         await self.mount.moves.from_attachments(self, name, target, new, caller)

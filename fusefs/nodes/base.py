@@ -56,6 +56,9 @@ class Node:
 
     __slots__ = ("__weakref__", "attributes_cached", "became", "ino", "lookups", "mount", "name", "parent")
 
+    keeps_changes = False
+    """Whether its mode and times are in a log."""
+
     def __init__(self, mount: Mount, identity: str, parent: Directory | None = None, name: bytes = b"") -> None:
         self.mount = mount
         self.ino = inode_number(identity)

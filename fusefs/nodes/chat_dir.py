@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fusefs.mount import Mount
     from fusefs.views import ChatView, WorkspaceView
     from store.model import ChatId
+    from store.quota import Quota
     from store.workspace_state import ChatRecord
 
 PROJECTED: Final = (b"history.jsonl", b"history.md", b"chat.json", b"attachments")
@@ -45,6 +46,11 @@ class ScratchDirectory(Directory):
     @property
     def area(self) -> ScratchArea:
         """Where its scratch files are."""
+        raise NotImplementedError
+
+    @property
+    def quota(self) -> Quota:
+        """What scratch files count for."""
         raise NotImplementedError
 
     async def shows(self, name: bytes) -> bool:
@@ -65,7 +71,7 @@ class ScratchDirectory(Directory):
 
     def scratch_node(self, name: bytes, backing: os.stat_result) -> ScratchFile:
         """The node of a scratch file."""
-        found = self.child(name, ScratchFile(self.mount, self.area, backing, self, name))
+        found = self.child(name, ScratchFile(self.mount, self.area, backing, self, name, self.quota))
         assert isinstance(found, ScratchFile)
         return found
 
@@ -114,6 +120,7 @@ class ScratchDirectory(Directory):
         if isinstance(node, Directory):
             raise refuse(errno.EISDIR)
         if isinstance(node, ScratchFile):
+            node.loses_name()
             self.area.unlink(name)
         else:
             await self.hide(name)
@@ -185,8 +192,14 @@ class ChatDirectory(ScratchDirectory):
             self._area = ScratchArea(lambda: self.mount.driver.local_dir(space))
         return self._area
 
+    @property
+    def quota(self) -> Quota:
+        return self._of.workspace.quota
+
     async def attributes(self) -> EntryAttributes:
         record = (await self._of.workspace.load()).chats.get(self.chat)
+        if record is None:
+            record = self.mount.projections.record(self._of.workspace.id, self.chat)
         if record is None:
             raise refuse(errno.ESTALE)  # chatfs gc has deleted it
         return self.attributes_of(record)

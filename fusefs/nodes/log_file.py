@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Final
@@ -21,7 +22,7 @@ from fusefs.nodes.base import Change, Directory, Handle, Node, refuse
 from fusefs.polling import events
 from store import events as ev
 from store import intake
-from store.errors import InvalidEvent, LineTooLong
+from store.errors import InvalidEvent, LineTooLong, QuotaExceeded
 from store.model import LINE_MAX, Head, NewEntry, uuid7
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from fusefs.callers import Caller
     from fusefs.mount import Mount
     from fusefs.views import LogOwner
+
+log = logging.getLogger(__name__)
 
 HEAD_NS: Final = 1_000_000
 
@@ -272,7 +275,8 @@ class LogHandle(Handle):
     async def _reject(self, data: bytes) -> None:
         """Keep what can't be an entry: its first bytes were taken by an earlier write."""
         self._forget_rejected()
-        self.rejected = self.file.owner.scratch.keep("history.jsonl.rejected", data)
+        async with self.file.owner.quota.taking(lambda: len(data)):
+            self.rejected = self.file.owner.scratch.keep("history.jsonl.rejected", data)
 
     def _forget_rejected(self) -> None:
         """The tail that an earlier close was refused has been finished since."""
@@ -307,4 +311,7 @@ class LogHandle(Handle):
         self.file.pollers.discard(self)
         self.waiting = None
         if self.pending and self.rejected is None:
-            await self._reject(self.pending)
+            try:
+                await self._reject(self.pending)
+            except QuotaExceeded as error:
+                log.error("a line that wasn't finished isn't kept: %s", error)  # noqa: TRY400 - one line

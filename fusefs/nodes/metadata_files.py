@@ -1,4 +1,4 @@
-"""chat.json and workspace.json: metadata, of which title, labels and quota can be edited."""
+"""chat.json and workspace.json: metadata, of which title, labels, projection and quota can be edited."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from fusefs.nodes.base import Directory, Handle
 from fusefs.nodes.log_file import head_mtime_ns
 from fusefs.nodes.projected import Base, ProjectedFile
 from store import metadata
+from store.events import PROJECTED
 from store.model import workspace_space
+from store.usage import UNCOUNTED
 
 if TYPE_CHECKING:
     from fusefs.callers import Caller
@@ -22,6 +24,10 @@ class MetadataFile(ProjectedFile):
     """A JSON object, some fields of which can be edited: a save changes those that differ from what its writer read."""
 
     __slots__ = ("_reads",)
+
+    size_max = 1 << 20
+    counted = False
+    """It is short, and the quota itself must be editable at the quota."""
 
     def __init__(self, mount: Mount, view: ChatView | WorkspaceView, parent: Directory, name: bytes) -> None:
         super().__init__(mount, view, parent, name)
@@ -45,12 +51,14 @@ class MetadataFile(ProjectedFile):
             read.title if wanted.title is None else wanted.title,
             read.labels if wanted.labels is None else wanted.labels,
             read.quota_bytes if wanted.quota_bytes is None else wanted.quota_bytes,
+            read.projection if wanted.projection is None else wanted.projection,
         )
         self.was_read(draft.process, draft.base)
         return metadata.Wanted(
             None if wanted.title == read.title else wanted.title,
             None if wanted.labels == read.labels else wanted.labels,
             None if wanted.quota_bytes == read.quota_bytes else wanted.quota_bytes,
+            None if wanted.projection == read.projection else wanted.projection,
         )
 
 
@@ -67,11 +75,12 @@ class ChatJson(MetadataFile):
         chat = self.chat_view.chat
         state = await chat.load()
         workspace = await chat.workspace.load()
-        return metadata.chat_json(workspace, workspace.chats[chat.id], state)
+        presence = self.chat_view.presence = self.mount.projections.presence(workspace.id, chat.id)
+        return metadata.chat_json(workspace, workspace.chats[chat.id], state, presence=presence)
 
     async def present(self) -> Base:
         state = await self.chat_view.chat.load()
-        return metadata.Wanted(state.title, state.labels)
+        return metadata.Wanted(state.title, state.labels, projection=state.projection or PROJECTED)
 
     async def shown_size(self) -> tuple[int, int]:
         text = await self._text()
@@ -82,12 +91,14 @@ class ChatJson(MetadataFile):
     async def shown(self, offset: int, size: int) -> bytes:
         return (await self._text())[offset : offset + size]
 
-    def stage(self) -> Staging:
-        return self.chat_view.chat.stage("chat.json")
+    def stage(self, *, counted: bool = False) -> Staging:
+        return self.chat_view.chat.stage("chat.json", counted=False)
 
     async def save(self, saved: bytes, draft: Draft) -> None:
         wanted = self.asked_for(saved, draft, metadata.EDITABLE_CHAT)
-        await self.chat_view.chat.change(draft.actor, title=wanted.title, labels=wanted.labels)
+        await self.chat_view.chat.change(
+            draft.actor, title=wanted.title, labels=wanted.labels, projection=wanted.projection
+        )
 
 
 class WorkspaceJson(MetadataFile):
@@ -120,9 +131,10 @@ class WorkspaceJson(MetadataFile):
         handle.keep_cache = False
         return handle
 
-    def stage(self) -> Staging:
+    def stage(self, *, counted: bool = False) -> Staging:
         workspace = self.workspace_view.workspace
-        label = {"workspace": workspace.id, "space": workspace_space(workspace.id), "name": "workspace.json"}
+        space = workspace_space(workspace.id)
+        label = {"workspace": workspace.id, "space": space, "name": "workspace.json", UNCOUNTED: True}
         return workspace.driver.blobs.stage(label=label)
 
     async def save(self, saved: bytes, draft: Draft) -> None:

@@ -27,7 +27,7 @@ from fusefs.attributes import attributes
 from fusefs.callers import process_of, still_open
 from fusefs.drafts import Draft
 from fusefs.nodes.base import Change, Directory, Handle, InView, refuse
-from store.errors import InvalidInput, StoreError
+from store.errors import InvalidInput, QuotaExceeded, StoreError
 
 if TYPE_CHECKING:
     from fusefs.callers import Caller
@@ -60,6 +60,10 @@ class ProjectedFile(InView):
 
     view: ChatView | WorkspaceView
 
+    size_max = SIZE_MAX
+    counted = True
+    """Whether its drafts take room of the quota."""
+
     def __init__(self, mount: Mount, view: ChatView | WorkspaceView, parent: Directory, name: bytes) -> None:
         super().__init__(mount, f"{view.identity}/{name.decode()}", parent, name)
         self.view = view
@@ -90,8 +94,8 @@ class ProjectedFile(InView):
         """Turn bytes into events; leaves in `draft.base` what its writer now has before it."""
         raise NotImplementedError
 
-    def stage(self) -> Staging:
-        """Where a draft's bytes go."""
+    def stage(self, *, counted: bool = True) -> Staging:
+        """Where a draft's bytes go; `counted` as `Chat.stage` has it."""
         raise NotImplementedError
 
     async def present(self) -> Base:
@@ -176,9 +180,17 @@ class ProjectedFile(InView):
         return head + draft.staging.read(max(0, offset - before), size - len(head))
 
     async def draft_for(
-        self, key: int, caller: Caller, base: Base, *, partial: bool = False, empty: bool = False
+        self,
+        key: int,
+        caller: Caller,
+        base: Base,
+        *,
+        partial: bool = False,
+        empty: bool = False,
+        counted: bool = True,
     ) -> Draft:
         """The draft to write to: `partial` if only its end will be written, `empty` if nothing of the file is kept."""
+        counted = counted and self.counted
         if not partial and key not in self.drafts:
             self._beginning += 1
             try:
@@ -188,37 +200,38 @@ class ProjectedFile(InView):
         async with self._lock:
             draft = self.drafts.get(key)
             if draft is None:
-                draft = Draft(self.stage(), caller, partial=partial, base=base)
+                draft = Draft(self.stage(counted=counted), caller, partial=partial, base=base, counted=counted)
                 if not partial and not empty:
-                    await self._fill(draft.staging, await self.text_of(base))
+                    await self._fill(draft, await self.text_of(base))
                 self.drafts[key] = draft
             elif draft.partial and not partial:
-                whole = Draft(self.stage(), caller, base=await self.present())
+                whole = Draft(self.stage(counted=counted), caller, base=await self.present(), counted=counted)
                 if not empty:
-                    await self._fill(whole.staging, None)
-                    whole.staging.write(whole.staging.size, draft.staging.read(0, draft.staging.size))
+                    await self._fill(whole, None, draft.staging.read(0, draft.staging.size))
                 whole.written = draft.written
                 await draft.discard()
                 self.drafts[key] = draft = whole
             return draft
 
-    async def _fill(self, staging: Staging, text: bytes | None) -> None:
-        if text is not None:
-            staging.write(0, text)
-            return
-        size, _ = await self.shown_size()
-        offset = 0
-        while offset < size:
-            piece = await self.shown(offset, min(1 << 20, size - offset))
-            if not piece:
-                return
-            offset += staging.write(offset, piece)
+    async def _fill(self, draft: Draft, text: bytes | None, rest: bytes = b"") -> None:
+        """Begin a draft with `text` (None: what the file shows), and `rest` behind it."""
+        staging = draft.staging
+        size = (await self.shown_size())[0] if text is None else len(text)
+        async with draft.reaching(self.view.quota, lambda: size + len(rest)):
+            if text is not None:
+                staging.write(0, text)
+            while text is None and staging.size < size:
+                piece = await self.shown(staging.size, min(1 << 20, size - staging.size))
+                if not piece:
+                    break
+                staging.write(staging.size, piece)
+            staging.write(staging.size, rest)
 
     async def change(self, change: Change, caller: Caller, handle: Handle | None) -> None:
         self.check_owner(change)
         if change.size is None:
             return
-        if change.size > SIZE_MAX:
+        if change.size > self.size_max:
             raise refuse(errno.EFBIG)
         if isinstance(handle, ProjectedHandle):
             await handle.truncate(change.size)
@@ -226,7 +239,7 @@ class ProjectedFile(InView):
         key = caller.process
         base = await (self.last_read(key) if change.size == 0 else self.present())
         draft = await self.draft_for(key, caller, base, empty=change.size == 0)
-        draft.truncate(change.size)
+        await draft.resize(self.view.quota, change.size)
         if not any(handle.key == key and handle.writable for handle in self.handles):
             await self.commit(key, emptied=True)
 
@@ -254,9 +267,9 @@ class ProjectedFile(InView):
         return handle
 
     async def replace(self, caller: Caller, pieces: Iterable[bytes]) -> None:
-        """Save a whole new text at once."""
+        """Save a whole new text at once, whose bytes are charged as what they stand in now."""
         key = caller.process or -id(pieces)
-        draft = await self.draft_for(key, caller, await self.last_read(caller.process), empty=True)
+        draft = await self.draft_for(key, caller, await self.last_read(caller.process), empty=True, counted=False)
         draft.truncate(0)
         try:
             for piece in pieces:
@@ -282,8 +295,11 @@ class ProjectedFile(InView):
             try:
                 await self.save(saved, draft)
             except InvalidInput as error:
-                kept = self.view.scratch.keep(f"{self.name.decode()}.rejected", saved)
-                log.warning("a save of %s was refused (%s); its bytes are kept as %s", self.name.decode(), error, kept)
+                try:
+                    what = f"its bytes are kept as {await self._keep('rejected', draft, saved)}"
+                except QuotaExceeded as full:
+                    what = f"its bytes aren't kept: {full}"
+                log.warning("a save of %s was refused (%s); %s", self.name.decode(), error, what)
                 await self._drop(key)
                 raise
             except BaseException:
@@ -304,6 +320,13 @@ class ProjectedFile(InView):
                 rest = draft.staging.read(len(saved), draft.staging.size)
                 draft.staging.truncate(0)
                 draft.staging.write(0, rest)
+
+    async def _keep(self, why: str, draft: Draft, data: bytes) -> str:
+        """Keep what can't be saved as a scratch file, in place of its draft. Raises OSError, QuotaExceeded."""
+        async with self.view.quota.taking(lambda: 0 if draft.counted else len(data)):
+            kept = self.view.scratch.keep(f"{self.name.decode()}.{why}", data)
+            await draft.discard()
+        return kept
 
     async def _drop(self, key: int) -> None:
         await self.drafts.pop(key).discard()
@@ -335,9 +358,8 @@ class ProjectedFile(InView):
                 return
             if draft.dirty and draft.staging.size:
                 try:
-                    kept = self.view.scratch.keep(f"{name}.recovered", draft.rescued())
-                    log.error("its bytes are kept as %s", kept)
-                except OSError as error:
+                    log.error("its bytes are kept as %s", await self._keep("recovered", draft, draft.rescued()))
+                except (OSError, QuotaExceeded) as error:
                     log.error("its bytes stay a draft until the next mount: %s", error)  # noqa: TRY400
                     self.mount.unkept.append(draft.staging)
                     del self.drafts[key]
@@ -381,17 +403,27 @@ class ProjectedHandle(Handle):
     async def write(self, offset: int, data: bytes) -> int:
         if not self.writable:
             raise refuse(errno.EBADF)
-        if not self.appending and offset + len(data) > SIZE_MAX:
+        if not self.appending and offset + len(data) > self.file.size_max:
             raise refuse(errno.EFBIG)
-        draft = self.file.drafts.get(self.key)
-        if draft is None or (draft.partial and not self.appending):
-            draft = await self.file.draft_for(self.key, self.caller, self.base, partial=self.appending)
-        return draft.write(draft.staging.size if self.appending else offset, data)
+        while True:
+            draft = self.file.drafts.get(self.key)
+            if draft is None or (draft.partial and not self.appending):
+                draft = await self.file.draft_for(self.key, self.caller, self.base, partial=self.appending)
+            if not self.file.view.quota.limited:
+                return draft.write(draft.staging.size if self.appending else offset, data)
+            taken = await draft.write_within(
+                self.file.view.quota,
+                None if self.appending else offset,
+                data,
+                lambda: self.file.drafts.get(self.key) is draft,  # noqa: B023 - ends before
+            )
+            if taken is not None:
+                return taken
 
     async def truncate(self, size: int) -> None:
         """ftruncate(2), or O_TRUNC."""
         draft = await self.file.draft_for(self.key, self.caller, self.base, empty=size == 0)
-        draft.truncate(size)
+        await draft.resize(self.file.view.quota, size)
 
     async def flush(self) -> None:
         draft = self.file.drafts.get(self.key)

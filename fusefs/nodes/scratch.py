@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from typing import TYPE_CHECKING
 
 from pyfuse3 import EntryAttributes
@@ -12,25 +11,39 @@ from pyfuse3 import EntryAttributes
 from fusefs.attributes import attributes_of
 from fusefs.nodes.base import Change, Directory, Handle, Node, refuse
 from fusefs.scratch import identity
+from store import unlinked
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from fusefs.callers import Caller
     from fusefs.mount import Mount
     from fusefs.scratch import ScratchArea
+    from store.quota import Quota
 
 
 class ScratchFile(Node):
     """A regular file or a symbolic link in a scratch area. Its identity is the backing file's inode."""
 
-    __slots__ = ("area", "backing", "handles")
+    __slots__ = ("_unlinked", "area", "backing", "handles", "quota")
 
     def __init__(
-        self, mount: Mount, area: ScratchArea, backing: os.stat_result, parent: Directory, name: bytes
+        self,
+        mount: Mount,
+        area: ScratchArea,
+        backing: os.stat_result,
+        parent: Directory,
+        name: bytes,
+        quota: Quota,
     ) -> None:
         super().__init__(mount, identity(area.path(name), backing), parent, name)
         self.area = area
         self.backing = (backing.st_dev, backing.st_ino)
         self.handles: list[ScratchHandle] = []
+        self.quota = quota
+        """What its bytes count for."""
+        self._unlinked: Path | None = None
+        """Where it is counted while it is open and has lost its name."""
 
     async def attributes(self) -> EntryAttributes:
         backing = self.area.stat(self.name)
@@ -49,18 +62,19 @@ class ScratchFile(Node):
         else:
             target = self.area.path(self.name)
         if change.size is not None:
-            if change.size > (backing.st_size if (backing := self.area.stat(self.name)) else 0):
-                await self.require_room(change.size)
             if not isinstance(handle, ScratchHandle) or not handle.writable:
                 descriptor = self.area.open(self.name, os.O_WRONLY)
                 try:
-                    os.ftruncate(descriptor, change.size)
+                    await self._truncate(descriptor, change.size)
                 finally:
                     os.close(descriptor)
             else:
-                os.ftruncate(handle.descriptor, change.size)
-        if change.mode is not None and (isinstance(target, int) or not stat.S_ISLNK(os.lstat(target).st_mode)):
-            os.chmod(target, change.mode & 0o7777)
+                await self._truncate(handle.descriptor, change.size)
+        if change.mode is not None:
+            if isinstance(target, int):
+                os.fchmod(target, change.mode)
+            else:
+                self.area.chmod(self.name, change.mode)
         if change.mtime_ns is not None or change.atime_ns is not None:
             now = os.stat(target) if isinstance(target, int) else os.lstat(target)
             times = (
@@ -72,11 +86,22 @@ class ScratchFile(Node):
             else:
                 os.utime(target, ns=times, follow_symlinks=False)
 
-    async def require_room(self, size: int) -> None:
-        """Raises QuotaExceeded where the workspace has no room for `size` bytes more."""
-        view = getattr(self.parent, "view", None)
-        if view is not None:
-            await view.workspace.check_quota(size)
+    def loses_name(self) -> None:
+        """Its name is about to be removed, or to mean another file: what has it open keeps its bytes."""
+        if self.handles and self.quota.limited and self._unlinked is None and self.area.is_file(self.name):
+            descriptors = [handle.descriptor for handle in self.handles]
+            self._unlinked = unlinked.keep(self.area.directory.parent, self.area.path(self.name), descriptors)
+
+    def closed(self, handle: ScratchHandle) -> None:
+        """A handle is released."""
+        self.handles.remove(handle)
+        if not self.handles and self._unlinked is not None:
+            unlinked.closed(self._unlinked)
+            self._unlinked = None
+
+    async def _truncate(self, descriptor: int, size: int) -> None:
+        async with self.quota.taking(lambda: max(0, size - os.fstat(descriptor).st_size)):
+            os.ftruncate(descriptor, size)
 
     async def open(self, flags: int, caller: Caller) -> Handle:
         return ScratchHandle(self, self.area.open(self.name, flags & ~os.O_CREAT), flags, caller)
@@ -88,30 +113,33 @@ class ScratchFile(Node):
 class ScratchHandle(Handle):
     """An open scratch file."""
 
-    __slots__ = ("_checked", "descriptor", "file")
+    __slots__ = ("descriptor", "file")
 
     def __init__(self, file: ScratchFile, descriptor: int, flags: int, caller: Caller) -> None:
         super().__init__(file, flags, caller)
         self.file = file
         self.descriptor = descriptor
-        self._checked = os.fstat(descriptor).st_size
         file.handles.append(self)
 
     async def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.descriptor, size, offset)
 
     async def write(self, offset: int, data: bytes) -> int:
-        if self.appending:
-            offset = os.fstat(self.descriptor).st_size
-        end = offset + len(data)
-        if end > self._checked:
-            await self.file.require_room(end - self._checked)
-            self._checked = end
-        return os.pwrite(self.descriptor, data, offset)
+        quota = self.file.quota
+        if not quota.limited:
+            return self._write(offset, data)
+        async with quota.taking(lambda: max(0, self._offset(offset) + len(data) - os.fstat(self.descriptor).st_size)):
+            return self._write(offset, data)
+
+    def _offset(self, offset: int) -> int:
+        return os.fstat(self.descriptor).st_size if self.appending else offset
+
+    def _write(self, offset: int, data: bytes) -> int:
+        return os.pwrite(self.descriptor, data, self._offset(offset))
 
     async def sync(self) -> None:
         await self.node.mount.in_thread(os.fsync, self.descriptor)
 
     async def release(self) -> None:
-        self.file.handles.remove(self)
+        self.file.closed(self)
         os.close(self.descriptor)

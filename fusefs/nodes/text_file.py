@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 from fusefs.nodes.base import Directory
 from fusefs.nodes.projected import Base, ProjectedFile
+from store.errors import QuotaExceeded
 from store.metadata import Wanted
 from store.model import clock_ms
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
     from fusefs.views import ChatView
     from store.driver import Staging
     from store.fold import Effect
+
+log = logging.getLogger(__name__)
 
 NAME = b"history.md"
 REST_NS: Final = 2_000_000_000
@@ -37,8 +41,8 @@ class HistoryText(ProjectedFile):
     async def shown(self, offset: int, size: int) -> bytes:
         return await self.chat_view.chat.read_text(offset, size)
 
-    def stage(self) -> Staging:
-        return self.chat_view.chat.stage(NAME.decode())
+    def stage(self, *, counted: bool = True) -> Staging:
+        return self.chat_view.chat.stage(NAME.decode(), counted=counted)
 
     async def present(self) -> Base:
         return (await self.chat_view.chat.load()).seq
@@ -68,7 +72,12 @@ class HistoryText(ProjectedFile):
         assert not isinstance(draft.base, Wanted)
         outcome = await chat.save_text(saved, draft.actor, base=draft.base)
         if outcome.conflict is not None:
-            self.view.scratch.keep("history.md.conflict", outcome.conflict)
+            conflict = outcome.conflict
+            try:
+                async with self.view.quota.taking(lambda: len(conflict)):
+                    self.view.scratch.keep("history.md.conflict", conflict)
+            except QuotaExceeded as error:
+                log.warning("what a save overrode is only in the log: %s", error)
         draft.base = outcome.seq if outcome.seen is None else outcome.seen
         self.was_read(draft.process, draft.base)
 

@@ -20,15 +20,16 @@ from fusefs.nodes.metadata_files import WorkspaceJson
 from fusefs.nodes.scratch import ScratchFile
 from store.errors import ChatNotFound
 from store.model import ChatId, is_uuid
-from store.workspace_state import Names, Place
+from store.workspace_state import ChatRecord, Names, Place
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from fusefs.callers import Caller
     from fusefs.mount import Mount
     from fusefs.scratch import ScratchArea
     from fusefs.views import WorkspaceView
+    from store.quota import Quota
 
 UNLISTED: Final = (b"trash", b"by-id")
 COPIERS: Final = frozenset({"cp", "mv"})
@@ -51,6 +52,10 @@ class WorkspaceDirectory(InView, ScratchDirectory):
     @property
     def area(self) -> ScratchArea:
         return self.view.scratch
+
+    @property
+    def quota(self) -> Quota:
+        return self.view.quota
 
     def announce(self) -> None:
         """The log moved: who watches the directory hears of what shows it."""
@@ -131,15 +136,31 @@ class PlaceDirectory(InView, LoggedNames):
         state = await self.view.workspace.load()
         when = state.places_changed[self.place] or state.created * 1_000_000
         options = self.mount.options
-        return attributes(options, self.ino, options.directory_mode, mtime_ns=when, nlink=2 + state.count(self.place))
+        links = 2 + state.count(self.place)
+        externals = self.externals
+        if externals:
+            links += len(externals)
+            when = max(when, self.mount.projections.changed_ns(self.view.workspace.id))
+        return attributes(options, self.ino, options.directory_mode, mtime_ns=when, nlink=links)
+
+    @property
+    def externals(self) -> Mapping[str, ChatRecord]:
+        """The chats that are only in the workspace's project, by their names here."""
+        return self.mount.projections.in_place(self.view.workspace.id, self.place)
+
+    def find(self, name: bytes) -> ChatRecord | None:
+        """The chat of that name, as far as the mount has heard."""
+        text = name.decode(errors="surrogateescape")
+        return self.view.workspace.state.find_in(self.place, text) or self.externals.get(text)
 
     async def names(self) -> list[bytes]:
         state = await self.view.workspace.load()
-        return [name.encode() for name, _ in state.in_place(self.place)]
+        found = [name.encode() for name, _ in state.in_place(self.place)]
+        return found + [name.encode() for name in self.externals if state.find(name) is None]
 
     async def lookup(self, name: bytes) -> Node:
-        state = await self.view.workspace.load()
-        record = state.find_in(self.place, name.decode(errors="surrogateescape"))
+        await self.view.workspace.load()
+        record = self.find(name)
         if record is None:
             raise refuse(errno.ENOENT)
         node = self.node_of(record.id, name)
@@ -148,10 +169,11 @@ class PlaceDirectory(InView, LoggedNames):
 
     async def at_hand(self) -> AtHand:
         state = await self.view.workspace.load()
-        place = self.place
+        place, externals = self.place, self.externals
 
         def answer(name: bytes) -> tuple[Node, EntryAttributes] | None:
-            record = state.find_in(place, name.decode(errors="surrogateescape"))
+            text = name.decode(errors="surrogateescape")
+            record = state.find_in(place, text) or externals.get(text)
             if record is None:
                 return None
             node = self.node_of(record.id, name)
@@ -174,7 +196,7 @@ class PlaceDirectory(InView, LoggedNames):
         moved = [*self.children, *self.absent] if names is None else [name.encode() for name in names]
         for name in moved:
             child = self.children.get(name)
-            record = state.find_in(self.place, name.decode(errors="surrogateescape"))
+            record = self.find(name)
             if child is None:
                 if record is not None:
                     self.came(name)
@@ -199,7 +221,7 @@ class PlaceDirectory(InView, LoggedNames):
         return self.place is Place.TRASH
 
     def meaning(self, name: bytes) -> ChatId | None:
-        record = self.view.workspace.state.find_in(self.place, name.decode(errors="surrogateescape"))
+        record = self.find(name)
         return None if record is None else record.id
 
     def meaning_of(self, child: Node) -> ChatId | None:
@@ -221,6 +243,9 @@ class PlaceDirectory(InView, LoggedNames):
             # What is in the trash goes with `chatfs gc`, after its time.
             raise refuse(errno.EPERM)
         assert isinstance(node, ChatDirectory)
+        if node.view.external:
+            await self._remove_external(node, name)
+            return
         run = node.view.removals
         head = await node.view.chat.head()
         since = run[1] if run is not None and run[0] == caller.process and run[2] == head.seq else None
@@ -236,6 +261,17 @@ class PlaceDirectory(InView, LoggedNames):
         node.died()
         node.view.hidden.clear()
         node.view.removals = None
+
+    async def _remove_external(self, node: ChatDirectory, name: bytes) -> None:
+        """Remove a chat that is only in the project: from there, without a trace in the store."""
+        held = self.children.pop(name, None)
+        try:
+            await self.mount.projections.remove(self.view.workspace.id, node.chat)
+        except BaseException:
+            if held is not None:
+                self.hold(name, held)
+            raise
+        node.died()
 
     async def unlink(self, name: bytes, caller: Caller) -> None:
         await self.lookup(name)

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import resource
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +29,7 @@ from fusefs.cli.errors import CommandFailed
 from fusefs.cli.output import complain
 from fusefs.cli.targets import actor
 from fusefs.sandbox import terminal
+from fusefs.sandbox.mountpoints import mount_point, sweep
 from fusefs.sandbox.record import Recorder
 from fusefs.sandbox.runtimes import Runtime, Wanted, container, environment, podman, words
 from fusefs.unmount import lazy_unmount, mounts
@@ -45,6 +44,9 @@ GRACE_SECONDS: Final = 5
 END_SECONDS: Final = 10
 """How long a command that lost its chat may take to end."""
 _PR_SET_PDEATHSIG: Final = 1
+_KEYCTL: Final = {"x86_64": 250, "aarch64": 219, "riscv64": 219}
+"""The number of the system call keyctl(2)."""
+_NEW_SESSION_KEYRING: Final = 1
 _PIECE: Final = 65536
 
 _libc = ctypes.CDLL(None)
@@ -115,56 +117,28 @@ def _outcome(status: int, seconds: float, runtime: Runtime) -> dict[str, object]
 # ---- the mount
 
 
-def mounts_directory() -> Path:
-    """Where the mounts of this user's sandboxes are (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return (Path(base) / "chatfs" if base else mount_records.state_directory()) / "sandboxes"
-
-
-def sweep() -> None:
-    """Take away what sandboxes have left whose processes were killed."""
-    mounted = {each.mountpoint for each in mounts()}
-    with contextlib.suppress(FileNotFoundError):
-        for path in mounts_directory().iterdir():
-            if path in mounted:
-                try:
-                    os.statvfs(path)
-                except OSError as error:
-                    if error.errno != errno.ENOTCONN:
-                        continue
-                    with contextlib.suppress(StoreError):
-                        lazy_unmount(path)
-                else:
-                    continue  # of one that runs
-            with contextlib.suppress(OSError):
-                path.rmdir()
-
-
 @contextlib.contextmanager
 def _mounted(url: str, root: str, asked: Asked) -> Iterator[Path]:
     """A mount of the chat alone, as long as this process lives."""
     sweep()
-    base = mounts_directory()
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mountpoint = Path(tempfile.mkdtemp(prefix="", dir=base)).resolve()
-    theirs, ours = os.pipe()
-    try:
-        options = ["--read-only"] * asked.read_only + ["--append-only"] * asked.append_only
+    with mount_point() as mountpoint:
+        theirs, ours = os.pipe()
         try:
-            background.start(mountpoint, ["mount", str(mountpoint), "--store", url, "--root", root, *options], theirs)
+            options = ["--read-only"] * asked.read_only + ["--append-only"] * asked.append_only
+            words = ["mount", str(mountpoint), "--store", url, "--root", root, *options]
+            try:
+                background.start(mountpoint, words, theirs)
+            finally:
+                os.close(theirs)
+            yield mountpoint
         finally:
-            os.close(theirs)
-        yield mountpoint
-    finally:
-        os.close(ours)  # it unmounts now
-        record = mount_records.find(mountpoint)
-        if record is not None and not record.wait(END_SECONDS):
-            complain(f"process {record.pid} is still writing: see {mount_records.log_path(mountpoint)}")
-        if any(each.mountpoint == mountpoint for each in mounts()):
-            with contextlib.suppress(StoreError):
-                lazy_unmount(mountpoint)
-        with contextlib.suppress(OSError):
-            mountpoint.rmdir()
+            os.close(ours)  # it unmounts now
+            record = mount_records.find(mountpoint)
+            if record is not None and not record.wait(END_SECONDS):
+                complain(f"process {record.pid} is still writing: see {mount_records.log_path(mountpoint)}")
+            if any(each.mountpoint == mountpoint for each in mounts()):
+                with contextlib.suppress(StoreError):
+                    lazy_unmount(mountpoint)
 
 
 # ---- the command
@@ -190,41 +164,54 @@ async def _podman(*words: str) -> None:
 async def _supervise(wanted: Wanted, held: sandboxes.Held, recorder: Recorder | None) -> int:
     """Run it to its end."""
     pty = terminal.Terminal() if wanted.terminal else None
-    with terminal.raw() if pty is not None else contextlib.nullcontext():
+    with (
+        terminal.raw() if pty is not None else contextlib.nullcontext(),
+        # Before the start: the command may be signalled as soon as it runs.
+        trio.open_signal_receiver(*PASSED_ON, signal.SIGWINCH) as signals,
+    ):
         async with _started(wanted, pty, recorded=recorder is not None) as process:
-            with trio.open_signal_receiver(*PASSED_ON, signal.SIGWINCH) as signals:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_pass_on, signals, process, pty, wanted)
-                    nursery.start_soon(_keep_alive, held, process)
-                    if recorder is not None:
-                        nursery.start_soon(recorder.gather)
-                    async with trio.open_nursery() as copies:
-                        if pty is not None:
-                            nursery.start_soon(pty.type)
-                            copies.start_soon(_show, pty, recorder)
-                        for stream, name, fd in ((process.stdout, "stdout", 1), (process.stderr, "stderr", 2)):
-                            if stream is not None and recorder is not None:
-                                copies.start_soon(_copy, stream, name, fd, recorder)
-                        await process.wait()
-                    nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_pass_on, signals, process, pty, wanted)
+                nursery.start_soon(_keep_alive, held, process)
+                if recorder is not None:
+                    nursery.start_soon(recorder.gather)
+                async with trio.open_nursery() as copies:
+                    if pty is not None:
+                        nursery.start_soon(pty.type)
+                        copies.start_soon(_show, pty, recorder)
+                    for stream, name, fd in ((process.stdout, "stdout", 1), (process.stderr, "stderr", 2)):
+                        if stream is not None and recorder is not None:
+                            copies.start_soon(_copy, stream, name, fd, recorder)
+                    await process.wait()
+                nursery.cancel_scope.cancel()
             if recorder is not None:
                 await recorder.flush()
     assert process.returncode is not None
     return process.returncode
 
 
-@asynccontextmanager
-async def _started(wanted: Wanted, pty: terminal.Terminal | None, *, recorded: bool) -> AsyncIterator[trio.Process]:
+def _preparing(wanted: Wanted, pty: terminal.Terminal | None) -> Callable[[], None]:
+    """What the child does before it is the command: it doesn't outlive this process, and has the terminal.
+
+    In bubblewrap, which leaves them, it has none of the caller's keys (keyrings(7)).
+    """
     parent = os.getpid()
+    keyctl = _KEYCTL.get(os.uname().machine) if wanted.runtime is Runtime.BWRAP else None
 
     def prepare() -> None:
-        """In the child: it doesn't outlive this process, and has the terminal."""
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(128 + signal.SIGKILL)
+        if keyctl is not None:
+            _libc.syscall(keyctl, _NEW_SESSION_KEYRING, None)
         if pty is not None:
             pty.enter()
 
+    return prepare
+
+
+@asynccontextmanager
+async def _started(wanted: Wanted, pty: terminal.Terminal | None, *, recorded: bool) -> AsyncIterator[trio.Process]:
     pipe = subprocess.PIPE if recorded and pty is None else None
     command = words(wanted)
     sys.stdout.flush()
@@ -235,7 +222,7 @@ async def _started(wanted: Wanted, pty: terminal.Terminal | None, *, recorded: b
             stderr=pipe,
             env=environment(wanted),
             cwd=wanted.chat if wanted.runtime is Runtime.NONE else None,
-            preexec_fn=prepare,
+            preexec_fn=_preparing(wanted, pty),
         )
     except OSError as error:
         raise CommandFailed(f"{command[0]} can't be started: {error.strerror}") from error
@@ -299,10 +286,8 @@ async def _copy(stream: trio.abc.ReceiveStream, name: str, fd: int, recorder: Re
     """What the command writes goes on to this process's own, and into the log."""
     while piece := await stream.receive_some(_PIECE):
         await recorder.output(name, bytes(piece))
-        rest = memoryview(piece)
         try:
-            while rest:
-                rest = rest[os.write(fd, rest) :]
+            await terminal.write_all(fd, bytes(piece))
         except BrokenPipeError:
             fd = os.open(os.devnull, os.O_WRONLY)  # nobody reads it any more; the log does
 

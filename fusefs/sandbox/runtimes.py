@@ -22,8 +22,39 @@ _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _MERGED: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 _FROM_ETC: Final = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "ssl", "ca-certificates")
 _FOR_NETWORK: Final = ("resolv.conf", "hosts", "nsswitch.conf")
-_OF_THE_MACHINE: Final = ("sys", "sysrq-trigger", "irq", "bus", "fs", "acpi", "scsi", "mtrr")
-"""What in /proc isn't about processes, but about the machine."""
+_OF_THE_MACHINE: Final = (
+    "sys",
+    "sysrq-trigger",
+    "irq",
+    "bus",
+    "fs",
+    "driver",
+    "dynamic_debug",
+    "mtrr",
+    "pressure",
+    "tty",
+)
+"""What in /proc isn't about processes, but about the machine, and can be read."""
+_HIDDEN: Final = (
+    *(
+        "acpi",
+        "asound",
+        "config.gz",
+        "iomem",
+        "ioports",
+        "kallsyms",
+        "kcore",
+        "key-users",
+        "keys",
+        "kmsg",
+        "kpagecgroup",
+    ),
+    *("kpagecount", "kpageflags", "latency_stats", "pagetypeinfo", "sched_debug", "scsi", "slabinfo", "timer_list"),
+    *("timer_stats", "vmallocinfo"),
+)
+"""The same, and can't: what tells of the kernel's memory, its keys and the disks."""
+_ROOM: Final = 1 << 30
+"""Bytes of memory that files in /tmp may take: else half of the machine's."""
 _KEPT: Final = ("TERM", "COLORTERM", "LANG", "LC_ALL", "TZ")
 
 
@@ -72,7 +103,9 @@ def environment(wanted: Wanted) -> dict[str, str] | None:
 
 def _bubblewrap(wanted: Wanted) -> list[str]:
     program = _installed("bwrap", "bubblewrap")
-    found = [program, "--unshare-all", "--die-with-parent", "--new-session", "--hostname", "sandbox"]
+    found = [program, "--unshare-all", "--die-with-parent", "--hostname", "sandbox"]
+    # Else it could type into the caller's terminal. One of its own is the sandbox's to control, with Ctrl-C.
+    found += ["--new-session"] * (not wanted.terminal)
     found += ["--cap-drop", "ALL"]  # else root would keep its capabilities, and could mount
     found += ["--share-net"] * wanted.network
     if wanted.image:
@@ -88,7 +121,14 @@ def _bubblewrap(wanted: Wanted) -> list[str]:
     for name in _OF_THE_MACHINE:
         # Who is the machine's root may write them without any capability.
         found += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
-    found += ["--tmpfs", "/tmp"] if not wanted.image or (Path(wanted.image) / "tmp").is_dir() else []  # noqa: S108 - its own
+    for name in _HIDDEN:
+        path = f"/proc/{name}"
+        if os.path.isdir(path):
+            found += ["--tmpfs", path, "--remount-ro", path]
+        elif os.path.exists(path):
+            found += ["--ro-bind", "/dev/null", path]
+    if not wanted.image or (Path(wanted.image) / "tmp").is_dir():
+        found += ["--size", str(_ROOM), "--tmpfs", "/tmp"]  # noqa: S108 - its own
     return [*found, "--bind", str(wanted.chat), CHAT, "--chdir", CHAT, "--", *wanted.command]
 
 
@@ -109,6 +149,8 @@ def _host_programs(*, network: bool) -> list[str]:
 def _podman(wanted: Wanted) -> list[str]:
     if not wanted.image:
         raise UsageError("podman needs --image: a root directory, or the name of an image")
+    if wanted.image.startswith("-"):
+        raise UsageError(f"{wanted.image!r} is no image: write ./{wanted.image} for a directory of that name")
     found = [*podman(), "run", "--rm", "--interactive", "--name", container(wanted.session)]
     found += ["--cap-drop", "all", "--security-opt", "no-new-privileges"]
     found += ["--tty"] * wanted.terminal

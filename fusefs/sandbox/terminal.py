@@ -2,7 +2,7 @@
 
 The caller's terminal is raw meanwhile and only carries bytes; size changes are passed on.
 
-Concurrency: two tasks of the caller's nursery copy; all else doesn't wait.
+Concurrency: two tasks of the caller's nursery copy, what is written by a thread; all else doesn't wait.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ class Terminal:
                 raise
             if not piece:
                 return
-            sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
+            await write_all(sys.stdout.fileno(), piece)
             await heard(piece)
 
     async def type(self) -> None:
@@ -81,6 +80,13 @@ class Terminal:
                     piece = piece[os.write(self.ours, piece) :]
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(self.ours)
+
+
+async def write_all(fd: int, data: bytes) -> None:
+    """Write to what may be a pipe that nobody reads now, or a terminal that is halted: nothing else waits for that."""
+    left = memoryview(data)
+    while left:
+        left = left[await trio.to_thread.run_sync(os.write, fd, left, abandon_on_cancel=True) :]
 
 
 @contextlib.contextmanager

@@ -76,6 +76,12 @@ def manifest_of(size: int, chunks: Sequence[str]) -> Manifest:
     return Manifest(size, tuple(chunks))
 
 
+def blob_of(data: bytes) -> BlobRef:
+    """Of the blob that these bytes are."""
+    pieces = [data[start : start + CHUNK] for start in range(0, max(1, len(data)), CHUNK)]
+    return manifest_of(len(data), [sha256(piece) for piece in pieces]).ref
+
+
 def decode_manifest(digest: Digest, data: bytes) -> Manifest:
     """A long blob's manifest; raises CorruptBlob where it isn't the one that `digest` names."""
     if LONG + hashlib.sha256(data).hexdigest() != digest:

@@ -24,14 +24,28 @@ import orjson
 import trio
 
 from store import durability
-from store.driver import ABSENT, BlobStore, Clock, Document, Etag, EtagConflict, Grant, JsonKv, KvChange, Lease
+from store.driver import (
+    ABSENT,
+    RELEASED,
+    BlobStore,
+    Clock,
+    Document,
+    Etag,
+    EtagConflict,
+    Grant,
+    JsonKv,
+    KvChange,
+    Lease,
+)
 from store.drivers.changes import Changes
 from store.drivers.keys import check_key, check_space, space_in, spaces_directory
 from store.drivers.memory_blobs import Blobs, MemoryBlobs
 from store.drivers.memory_log import Log, MemoryLog
+from store.drivers.memory_peers import Living, MemoryPeers
 from store.drivers.signal import Signal
 from store.errors import LeaseHeld, NotHolder, SpaceNotFound
 from store.model import Epoch, Millis, SpaceId
+from store.peers import Peers
 
 
 def _harmless(_label: str) -> None:
@@ -48,6 +62,7 @@ class Shared:
         self.documents: dict[str, tuple[bytes, Etag]] = {}
         self.kv_watchers: set[_KvChanges] = set()
         self.grants: dict[SpaceId, Grant] = {}
+        self.living = Living()
         self.blobs = Blobs(self.change)
         self.directory = Path(tempfile.mkdtemp(prefix="chatfs-memory-"))
 
@@ -162,18 +177,20 @@ class _KvChanges:
 class MemoryLease:
     """See `store.driver.Lease`."""
 
-    def __init__(self, shared: Shared, clock: Clock) -> None:
+    def __init__(self, shared: Shared, clock: Clock, is_dead: Callable[[str], bool]) -> None:
         self._shared = shared
         self._clock = clock
+        self._is_dead = is_dead
 
-    async def acquire(self, space: SpaceId, holder: str, ttl_ms: int) -> Grant:
+    async def acquire(self, space: SpaceId, holder: str, ttl_ms: int, *, lapsed: Grant | None = None) -> Grant:
         """See Lease. Raises SpaceNotFound where there is no log."""
         await trio.lowlevel.checkpoint()
         if space not in self._shared.logs:
             raise SpaceNotFound(f"there is no log of {space}")
         found = self._shared.grants.get(space)
         now = self._clock()
-        if found is not None and found.holder != holder and found.expires > now:
+        valid = found is not None and found != lapsed and found.expires > now
+        if found is not None and valid and found.holder != holder and not self._is_dead(found.holder):
             raise LeaseHeld(f"{found.holder} may append to {space}", holder=found.holder, expires=found.expires)
         return self._set(Grant(space, holder, Epoch(found.epoch + 1 if found else 1), Millis(now + ttl_ms)))
 
@@ -187,7 +204,7 @@ class MemoryLease:
         """See Lease."""
         await trio.lowlevel.checkpoint()
         self._check_holder(grant)
-        self._set(Grant(grant.space, grant.holder, grant.epoch, Millis(min(self._clock(), grant.expires))))
+        self._set(Grant(grant.space, grant.holder, grant.epoch, RELEASED))
 
     async def current(self, space: SpaceId) -> Grant | None:
         """See Lease."""
@@ -218,7 +235,9 @@ class MemoryDriver:
         self.kv: JsonKv = MemoryKv(shared)
         self._blobs = MemoryBlobs(shared.blobs)
         self.blobs: BlobStore = self._blobs
-        self.leases: Lease = MemoryLease(shared, clock)
+        self._peers = MemoryPeers(shared.living)
+        self.peers: Peers = self._peers
+        self.leases: Lease = MemoryLease(shared, clock, self._peers.is_dead)
         self._watched: dict[SpaceId, int] = {}
         self._changed: set[SpaceId] = set()
         self._change = Signal()
@@ -321,6 +340,7 @@ class MemoryDriver:
         self.shared.drivers.discard(self)
         self._change.notify()
         self._blobs.abandon()
+        self._peers.close()
         if not self.shared.drivers:
             if _shared.get(self._name) is self.shared:
                 del _shared[self._name]

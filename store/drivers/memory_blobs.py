@@ -27,6 +27,8 @@ class Blobs:
         self.manifests: dict[Digest, Manifest] = {}
         self.watchers: set[_Arrivals] = set()
         self.abandoned: list[MemoryStaging] = []
+        self.stagings: list[set[MemoryStaging]] = []
+        """Each opener's."""
 
     def manifest(self, digest: Digest) -> Manifest:
         """Raises BlobNotFound."""
@@ -82,6 +84,7 @@ class MemoryBlobs:
     def __init__(self, blobs: Blobs) -> None:
         self._blobs = blobs
         self._stagings: set[MemoryStaging] = set()
+        blobs.stagings.append(self._stagings)
 
     async def put(self, source: AsyncIterator[bytes] | bytes, *, durable: bool = True) -> BlobRef:
         """See BlobStore."""
@@ -165,6 +168,11 @@ class MemoryBlobs:
         """See BlobStore."""
         return MemoryStaging(self._blobs, None if base is None else self._blobs.manifest(base), label, self._stagings)
 
+    def drafts(self) -> Sequence[tuple[dict[str, Any], int]]:
+        """See BlobStore."""
+        stagings = [*self._blobs.abandoned, *(staging for own in self._blobs.stagings for staging in own)]
+        return [(staging.label, staging.size) for staging in stagings]
+
     async def abandoned(self) -> Sequence[MemoryStaging]:
         """See BlobStore."""
         await trio.lowlevel.checkpoint()
@@ -177,6 +185,7 @@ class MemoryBlobs:
         """The opener is gone: what it was making is anybody's."""
         self._blobs.abandoned.extend(self._stagings)
         self._stagings.clear()
+        self._blobs.stagings = [own for own in self._blobs.stagings if own is not self._stagings]
 
 
 class MemoryStaging:

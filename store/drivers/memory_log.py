@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from store.driver import Clock
-from store.drivers.batch import encode
+from store.drivers.batch import behind, encode, verbatim
 from store.drivers.signal import Signal
 from store.errors import CorruptLog, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed, Truncated
 from store.model import EMPTY_HEAD, Entries, Entry, Epoch, Head, NewEntry, Seq, SpaceId
@@ -26,7 +26,8 @@ _BATCH: Final = 256
 class _Text:
     """What a file is elsewhere: entry `first_seq + i` is `entries[i]`, its line ends at `ends[i]`."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, base: Head) -> None:
+        self.base = base
         self.head = head
         self.entries: list[Entry] = []
         self.ends: list[int] = []
@@ -56,7 +57,7 @@ class Log:
         self.change = change
         self.epoch = epoch
         self.report = report
-        self.text = _Text(EMPTY_HEAD)
+        self.text = _Text(EMPTY_HEAD, EMPTY_HEAD)
         self.signal = Signal()
         self.deleted = False
 
@@ -109,29 +110,63 @@ class MemoryLog:
         return self._look()
 
     async def append(
-        self, batch: Sequence[NewEntry], *, expected_seq: Seq | None = None, epoch: Epoch | None = None
+        self,
+        batch: Sequence[NewEntry],
+        *,
+        expected_seq: Seq | None = None,
+        epoch: Epoch | None = None,
+        intent: Callable[[Head], None] | None = None,
     ) -> Seq:
         """See AppendLog."""
         head = self._look()
         self._check_failure()
         if expected_seq is not None and head.seq != expected_seq:
             raise SeqConflict(f"{self.space} is at entry {head.seq}, not {expected_seq}", current=head.seq)
-        if epoch is not None and (granted := self._log.epoch(self.space)) > epoch:
-            raise StaleEpoch(f"the lease of {self.space} was granted anew: acquire it", current=granted)
-        return self._write(batch)[-1].seq if batch else head.seq
+        self._check_epoch(epoch)
+        return self._write(batch, intent)[-1].seq if batch else head.seq
 
-    def append_now(self, batch: Sequence[NewEntry]) -> list[Entry] | None:
+    def append_now(self, batch: Sequence[NewEntry], *, epoch: Epoch | None = None) -> list[Entry] | None:
         """See AppendLog."""
         known = self._head
-        return self._write(batch) if self._failure is None and self._look() == known else None
+        if self._failure is not None or self._look() != known:
+            return None
+        self._check_epoch(epoch)
+        return self._write(batch, None)
 
-    def _write(self, batch: Sequence[NewEntry]) -> list[Entry]:
+    def _check_epoch(self, epoch: Epoch | None) -> None:
+        if epoch is not None and (granted := self._log.epoch(self.space)) > epoch:
+            raise StaleEpoch(f"the lease of {self.space} was granted anew: acquire it", current=granted)
+
+    def _write(self, batch: Sequence[NewEntry], intent: Callable[[Head], None] | None) -> list[Entry]:
         lines, head, entries = encode(batch, self._head, self._clock, self.space)
+        if intent is not None:
+            intent(head)
         self._log.change("log.append")
         self._text.add(lines, entries, head)
         self._head = head
         self._log.moved()
         return entries
+
+    async def adopt(self, entries: Sequence[Entry], *, after: Head | None = None) -> Seq:
+        """See AppendLog."""
+        await trio.lowlevel.checkpoint()
+        known = self._look()
+        self._check_failure()
+        begin = known if after is None else behind(known, after, self.space)
+        lines, head = verbatim(entries, begin, self.space)
+        if entries or after is not None:
+            self._log.change("log.adopt")
+            if after is not None:
+                self._text = self._log.text = _Text(begin, begin)
+            self._text.add(lines, list(entries), head)
+            self._head = head
+            self._log.moved()
+        return head.seq
+
+    @property
+    def base(self) -> Head:
+        """See AppendLog."""
+        return self._text.base
 
     def read(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
         """See AppendLog."""
@@ -169,7 +204,9 @@ class MemoryLog:
         old = self._text
         dropped = seq - head.first_seq
         start = old.ends[dropped - 1]
-        new = _Text(Head(head.seq, head.ts, head.crc, seq, head.size - start))
+        last = old.entries[dropped - 1]
+        base = Head(last.seq, last.ts, last.crc, seq, 0)
+        new = _Text(Head(head.seq, head.ts, head.crc, seq, head.size - start), base)
         new.entries = old.entries[dropped:]
         new.ends = [end - start for end in old.ends[dropped:]]
         new.data = old.data[start:]

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Final
 
 from store.drivers.file import format as store_format
-from store.drivers.file.lease import LEASE_NAME
+from store.drivers.file.fence import OLD_NAME
 from store.drivers.file.objects import Objects
+from store.drivers.file.takeover import TAKEN_NAME
 from store.drivers.file.text import BASE_NAME, LOG_NAME
 from store.errors import ChatNotFound, WorkspaceNotFound
 from store.fsck.ahead import Ahead
@@ -32,12 +33,16 @@ from store.fsck.objects import ATTACH, Bad, ObjectCheck, References
 from store.fsck.spaces import Facts, SpaceCheck, check_directory
 from store.fsck.users import User, record_quarantine, users_of
 from store.model import ChatId, Digest, SpaceId, WorkspaceId, chat_space, is_uuid, workspace_space
+from store.projection.manifest import LOCK as MANIFEST_LOCK
+from store.projection.manifest import NAME as MANIFEST
+from store.quota.ledger import LEDGER, LOCK
 from store.snapshots import DIRECTORY
+from store.unlinked import UNLINKED
 from store.workspace_state import Place, WorkspaceState
 
-_LOG_FILES: Final = frozenset({LOG_NAME, BASE_NAME, LEASE_NAME, DIRECTORY, "scratch"})
+_LOG_FILES: Final = frozenset({LOG_NAME, BASE_NAME, OLD_NAME, TAKEN_NAME, DIRECTORY, "scratch", UNLINKED})
 CHAT_FILES: Final = _LOG_FILES | {TEXT, NOTE, "scratch-attachments"}
-WORKSPACE_FILES: Final = _LOG_FILES | {"chats"}
+WORKSPACE_FILES: Final = _LOG_FILES | {"chats", MANIFEST, MANIFEST_LOCK, LEDGER, LOCK}
 
 
 @dataclass(slots=True)

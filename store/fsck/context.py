@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final, TypedDict, Unpack
 
 from store import durability
-from store.drivers.file import aside
+from store.drivers.file import aside, takeover
 from store.errors import StoreError
 from store.fsck.findings import Finding, Findings, Severity
 from store.model import Millis, clock_ms
@@ -142,7 +142,7 @@ def locked(path: Path) -> Iterator[int]:
     """Hold the flock of the log that is at `path` now; a descriptor for reading. Raises OSError."""
     until = time.monotonic() + _PATIENCE
     while True:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             while True:
                 try:
@@ -157,6 +157,15 @@ def locked(path: Path) -> Iterator[int]:
                 return
         finally:
             os.close(fd)
+
+
+@contextlib.contextmanager
+def locked_log(path: Path, *, repair: bool = True) -> Iterator[int]:
+    """The same with the maintenance lock, so that nobody replaces the log; one that was taken over is completed."""
+    with takeover.maintenance_now(path.parent, _PATIENCE), locked(path) as fd:
+        if repair:
+            takeover.finish_now(path.parent)
+        yield fd
 
 
 def keep_copies(context: Context, paths: Iterable[Path]) -> None:

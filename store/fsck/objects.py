@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import orjson
 
-from store import durability
+from store import durability, regular
 from store.beginning import COMPACTED, COMPACTOR
 from store.driver import CHUNK
 from store.drivers.chunks import LONG, SMALL, Manifest, chunk_count, split_digest
@@ -26,7 +26,7 @@ from store.drivers.file import aside, salvage
 from store.drivers.file.objects import CHUNK_SUFFIX, MANIFEST_SUFFIX, SMALL_SUFFIX, Objects
 from store.errors import BlobNotFound, CorruptBlob
 from store.fsck import logs
-from store.fsck.context import Context, is_old, locked, reason
+from store.fsck.context import Context, is_old, locked_log, reason
 from store.fsck.findings import counted
 from store.kinds import CHAT
 from store.model import Digest, NewEntry
@@ -85,8 +85,7 @@ class References:
         try:
             if not is_long:
                 return os.lstat(path).st_size
-            with open(path, "rb") as file:  # noqa: PTH123 - the objects' paths are strings
-                return int(file.readline(32))
+            return int(regular.read(path).partition(b"\n")[0])
         except (OSError, ValueError):
             return None
 
@@ -165,8 +164,7 @@ class References:
                 try:
                     manifest = self._objects.manifest(digest)
                     suffix = CHUNK_SUFFIX if manifest.size > CHUNK else SMALL_SUFFIX
-                    with open(self._objects.path(manifest.chunks[0] + suffix), "rb") as file:  # noqa: PTH123
-                        match = _PACKED.match(file.read(80))
+                    match = _PACKED.match(regular.read(self._objects.path(manifest.chunks[0] + suffix))[:80])
                 except Exception:  # noqa: BLE001, S112 - one that can't be read isn't it
                     continue
                 if (
@@ -179,7 +177,7 @@ class References:
 
 
 def _append(context: Context, path: Path, event: bytes) -> str:
-    with locked(path) as fd:
+    with locked_log(path) as fd:
         salvage.append(path.parent, fd, NewEntry(event, COMPACTOR), context.now())
     return "the log names it again"
 
@@ -309,7 +307,7 @@ class ObjectCheck:
         chunks = {bad.name[:64] for bad in found if bad.name.endswith(CHUNK_SUFFIX)}
         of: dict[str, list[Digest]] = {}
         for name in self._objects.names(MANIFEST_SUFFIX) if chunks else ():
-            text = Path(self._objects.path(name)).read_bytes()
+            text = regular.read(self._objects.path(name))
             for line in text.split(b"\n")[1:]:
                 if line.decode(errors="replace") in chunks:
                     of.setdefault(line.decode(), []).append(Digest(LONG + name[:64]))

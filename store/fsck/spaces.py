@@ -17,19 +17,16 @@ from enum import Enum
 from pathlib import Path
 from typing import Final
 
-import orjson
-
 from store import durability
 from store.beginning import COMPACTOR
-from store.drivers.file import repair, salvage, survey
-from store.drivers.file.lease import LEASE_NAME
+from store.drivers.file import fence, repair, salvage, survey, takeover
 from store.drivers.file.tail import ORIGIN, Mark, locate, seq_of
 from store.drivers.file.text import BASE_NAME, LOG_NAME, encode_base, read_base
 from store.drivers.file.torn import is_torn
 from store.errors import FormatError
 from store.events import ChatCreated
 from store.fsck import logs
-from store.fsck.context import RESTORE, Context, is_old, keep_copies, locked, reason
+from store.fsck.context import RESTORE, Context, is_old, keep_copies, locked_log, reason
 from store.fsck.findings import counted
 from store.fsck.objects import References
 from store.model import ChatId, Head, Millis, NewEntry, Seq, SpaceId, WorkspaceId, workspace_space
@@ -90,6 +87,11 @@ class SpaceCheck:
         """Read the log and check what it refers to. `made_at`: seqs whose crcs are to be told; `known`: it was read."""
         facts = Facts(space, where)
         path = self._context.root / space / LOG_NAME
+        if takeover.is_interrupted(path.parent):
+            known = None
+            what = f"a crash came while the log was copied: its last entries may only be in {takeover.TAKEN_NAME}"
+            advice = "whoever opens the log next finishes it"
+            self._context.warning("takeover", what, path, where, advice=advice, fix=lambda: _finish_takeover(path))
         if known is not None:
             facts.checked, told = known
         else:
@@ -212,7 +214,7 @@ class SpaceCheck:
         """Look again under the lock at what isn't as it must be, report and repair."""
         context = self._context
         try:
-            with locked(path) as fd:
+            with locked_log(path, repair=context.repair) as fd:
                 return self._judge_locked(fd, space, where, path, found)
         except OSError as error:
             context.error("log-unreadable", f"the log can't be read: {reason(error)}", path, where, advice=RESTORE)
@@ -317,7 +319,7 @@ class SpaceCheck:
     def list_chat(self, workspace: WorkspaceId, chat: ChatId) -> str:
         """Append to a workspace's log that it has a chat, under a name made of the chat's id."""
         name = f"found-{chat}"
-        with locked(self._context.root / workspace_space(workspace) / LOG_NAME) as fd:
+        with locked_log(self._context.root / workspace_space(workspace) / LOG_NAME) as fd:
             event = NewEntry(ChatCreated(chat, name).encode(), salvage.ACTOR)
             salvage.append(self._context.root / workspace_space(workspace), fd, event, self._context.now())
         return f"listed as {name}"
@@ -325,18 +327,21 @@ class SpaceCheck:
     # ---- the rest of the directory
 
     def check_lease(self, space: SpaceId, where: str) -> None:
-        """Whether lease.json can be read and makes sense."""
+        """Whether the present grant can be read and makes sense."""
         context = self._context
-        path = context.root / space / LEASE_NAME
+        directory = context.root / space
         try:
-            found = orjson.loads(context.content(path, 65536))
-            epoch, expires, holder = found["epoch"], found["expires"], found["holder"]
-            fine = type(epoch) is int and epoch > 0 and type(expires) is int and isinstance(holder, str)
-        except FileNotFoundError:
+            names = fence.names(directory)
+        except OSError:
+            return  # reported by `check_directory`
+        if not names:
             return
-        except (OSError, orjson.JSONDecodeError, KeyError, TypeError):
-            fine, expires = False, 0
-        if not fine:
+        path = directory / names[max(names)]
+        try:
+            expires = fence.decode(space, path.name, context.content(path, 65536)).expires
+        except FileNotFoundError:
+            return  # surpassed meanwhile
+        except (OSError, FormatError):
             context.error(
                 "lease-damaged",
                 "the lease can't be read: nobody may get the append authority until it can, since an old holder "
@@ -345,7 +350,8 @@ class SpaceCheck:
                 where,
                 advice=f"{RESTORE}, or remove it when no other chatfs runs",
             )
-        elif expires > context.now() + _FAR_MS:
+            return
+        if expires > context.now() + _FAR_MS:
             context.warning(
                 "lease-odd", "the lease expires in more than a year", path, where, advice="set the clock, or remove it"
             )
@@ -369,7 +375,7 @@ def check_directory(context: Context, directory: Path, known: Collection[str], w
             context.warning(
                 "stranger", "is a symbolic link, which chatfs never follows", path, where, advice="remove it"
             )
-        elif entry.name in known:
+        elif entry.name in known or fence.NAME.fullmatch(entry.name):
             context.check_mode(path, status, where)
         elif entry.name.startswith("."):
             if is_old(status):
@@ -400,6 +406,11 @@ def _plan(fd: int, size: int, base: Mark, start: Mark | None) -> tuple[survey.Pl
     if size > plan.end.end and is_torn(fd, plan.end, size):
         return survey.examine(fd, plan.end.end, base, start), True
     return plan, False
+
+
+def _finish_takeover(path: Path) -> str:
+    with locked_log(path):
+        return "finished"
 
 
 def _write_base(directory: Path, base: Mark) -> str:

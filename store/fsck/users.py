@@ -18,7 +18,7 @@ from store.drivers.file import salvage
 from store.drivers.file.text import LOG_NAME, read_base
 from store.errors import FormatError, StoreError, StoreFailed
 from store.fsck import logs
-from store.fsck.context import Context, locked, reason
+from store.fsck.context import Context, locked_log, reason
 from store.model import Digest, NewEntry, SpaceId
 
 QUARANTINED: Final = "blob.quarantined"
@@ -108,7 +108,7 @@ def record_quarantine(context: Context, digest: Digest, user: User, quarantine: 
     event = {"type": QUARANTINED, "digest": digest, "attachments": user.names, "quarantine": quarantine}
     directory = context.root / user.space
     try:
-        with locked(directory / LOG_NAME) as fd:
+        with locked_log(directory / LOG_NAME) as fd:
             salvage.append(directory, fd, NewEntry(orjson.dumps(event), salvage.ACTOR), context.now())
     except (OSError, StoreError) as error:
         why = reason(error) if isinstance(error, OSError) else str(error)

@@ -34,7 +34,7 @@ from store.gc.marks import Marks
 from store.gc.sweep import BlobSweep, FileSweep, Swept
 from store.library import Store
 from store.model import ChatId, Millis, NewEntry, SpaceId, WorkspaceId, chat_space, clock_ms, workspace_space
-from store.registry import directory_of
+from store.registry import directory_of, scheme_of
 from store.workspace import Hooks, Workspace
 from store.workspace_state import ChatRecord, Place
 
@@ -71,8 +71,8 @@ async def collect(
 ) -> Collected:
     """Collect the garbage of a `file:` store. `say` is told what is being done."""
     root = directory_of(store.driver.url)
-    if root is None:
-        raise InvalidInput("a memory: store has nothing to collect: name a file: store")
+    if root is None or scheme_of(store.driver.url) != "file":
+        raise InvalidInput(f"a {scheme_of(store.driver.url)}: store keeps what it has: name a file: store")
     if store.driver.read_only and not dry_run:
         raise ReadOnly("the store can't be written: chatfs gc --dry-run says what could be freed")
     collection = _Collection(store, root, actor, retention_days * _DAY_MS, dry_run=dry_run)
@@ -88,6 +88,9 @@ async def collect(
 class _Collection:
     def __init__(self, store: Store, root: Path, actor: str, retention: int, *, dry_run: bool) -> None:
         self._driver = store.driver
+        self._silent = Hooks(
+            lambda _space, _change: None, lambda _chat: None, trio.lowlevel.checkpoint, store.authority
+        )
         self._root = root
         self._actor = actor
         self._retention = retention
@@ -103,7 +106,7 @@ class _Collection:
         for space in await self._driver.spaces():
             if not (self._root / space / LOG_NAME).exists():
                 continue
-            workspace = Workspace(self._driver, WorkspaceId(space.rpartition("/")[2]), _SILENT)
+            workspace = Workspace(self._driver, WorkspaceId(space.rpartition("/")[2]), self._silent)
             try:
                 await self._workspace(workspace, space)
             except StoreError as error:
@@ -137,7 +140,7 @@ class _Collection:
                 if present is None or present.place is not Place.TRASH or present.changed >= self._before:
                     return  # somebody was faster, or brought it back
                 try:
-                    await workspace.space.append([event], expected_seq=state.seq)
+                    await workspace.quota.append(workspace.space, [event], expected_seq=state.seq, tidying=True)
                     break
                 except SeqConflict:
                     continue
@@ -204,9 +207,6 @@ class _Collection:
                 )
         finally:
             objects.close()
-
-
-_SILENT: Final = Hooks(lambda _space, _change: None, lambda _chat: None, trio.lowlevel.checkpoint)
 
 
 async def _deleted(workspace: Workspace) -> set[Any]:

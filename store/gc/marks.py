@@ -18,8 +18,9 @@ from typing import Final
 
 import orjson
 
-from store import codec
+from store import codec, regular
 from store.beginning import COMPACTED, base_of
+from store.digests import DIGEST, unescaped
 from store.driver import CHUNK
 from store.drivers.chunks import split_digest
 from store.drivers.file.objects import Objects, suffix_of
@@ -31,9 +32,7 @@ from store.fsck import logs
 from store.fsck.context import locked
 from store.model import Digest, SpaceId, is_uuid
 
-_DIGEST: Final = re.compile(rb"sha256(-chunks)?:([0-9a-f]{64})")
 _STATE: Final = re.compile(rb'"state":\s*"(sha256(?:-chunks)?:[0-9a-f]{64})"')
-_LETTER: Final = re.compile(rb"\\u00([2-7][0-9a-fA-F])")
 _PACKED: Final = b'{"snapshot":'
 _PIECE: Final = 1 << 20
 _OVERLAP: Final = 1024
@@ -128,9 +127,8 @@ class Marks:
 
     def _take(self, path: Path, text: bytes) -> set[Digest]:
         missing: set[Digest] = set()
-        if b"\\u00" in text:
-            text = _LETTER.sub(lambda match: bytes([int(match[1], 16)]), text)
-        for match in _DIGEST.finditer(text):
+        text = unescaped(text)
+        for match in DIGEST.finditer(text):
             self._used.add(_key(match[1] is not None, match[2].decode()))
         for match in _STATE.finditer(text):
             state = Digest(match[1].decode())
@@ -164,7 +162,7 @@ class Marks:
         if path.name != LOG_NAME:
             return True
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             return True
         except OSError:
@@ -202,7 +200,7 @@ def _begins_with(path: Path, missing: set[Digest]) -> bool:
         through = read_base(path.parent).seq
         if not through:
             return False
-        with path.open("rb") as file:
+        with regular.opened(path) as file:
             for line in file:
                 if COMPACTED.encode() in line and _state_of(line, through) in missing:
                     return True

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
-from store import durability
+from store import durability, regular
 from store.drivers.chunks import LONG, SMALL, sha256
 from store.drivers.file.objects import CHUNK_SUFFIX, MANIFEST_SUFFIX, Objects
 from store.fsck.context import CRASH_SECONDS
@@ -32,6 +32,8 @@ _BATCH: Final = 1000
 """How many are deleted under one lock: who adds a blob waits for so long."""
 _OBJECT: Final = re.compile(r"[0-9a-f]{64}(\.chunks?)?")
 _TEMPORARY: Final = re.compile(r"\..*\.tmp|\.put-.*|.*\.[0-9]+\.[0-9]+\.tmp")
+_AT_FDCWD: Final = -100
+"""Stands for the present directory, in which an absolute path is opened (openat(2))."""
 _NEW_SPACE: Final = re.compile(r"\.new-[0-9a-f]{16}")
 _DRAFT_CHUNK: Final = re.compile(r"([0-9a-f-]{36})\.[0-9]+\.[0-9]+")
 
@@ -154,9 +156,12 @@ class BlobSweep:
             if name in doomed:
                 continue
             try:
-                text = Path(self._objects.path(name)).read_bytes()
+                text = regular.read(self._objects.path(name))
             except FileNotFoundError:
                 continue
+            except OSError:
+                self._keep_chunks(name[:64], "can't be read")
+                return None
             if sha256(text) != name[:64]:
                 self._keep_chunks(name[:64], "is damaged")
                 return None
@@ -193,63 +198,110 @@ class FileSweep:
         self.leftovers = Swept()
 
     def run(self) -> None:
-        """All of them. What can't be listed is left alone."""
-        self._sweep_temporary(self._root)
-        for name in ("kv", "objects", "drafts"):
-            self._sweep_temporary(self._root / name)
-        for group in self._entries(self._root / "objects"):
-            if len(group.name) == 2 and group.is_dir(follow_symlinks=False):
-                self._sweep_temporary(Path(group.path))
-        self._sweep_drafts()
-        for workspace in self._entries(self._root / "workspace"):
-            self._sweep_space(Path(workspace.path))
-            for chat in self._entries(Path(workspace.path) / "chats"):
-                self._sweep_space(Path(chat.path))
+        """All of them. What can't be listed is left alone, and so is what a symbolic link leads to."""
+        with _opened(str(self._root), _Opened(_AT_FDCWD, "")) as root:
+            self._sweep_temporary(root)
+            for name in ("kv", "objects"):
+                with _opened(name, root) as directory:
+                    self._sweep_temporary(directory)
+                    for group in self._entries(directory) if name == "objects" else ():
+                        if len(group.name) == 2:
+                            with _opened(group.name, directory) as inside:
+                                self._sweep_temporary(inside)
+            with _opened("drafts", root) as directory:
+                self._sweep_temporary(directory)
+                self._sweep_drafts(directory)
+            with _opened("workspace", root) as directory:
+                for workspace in self._entries(directory):
+                    with _opened(workspace.name, directory) as inside:
+                        self._sweep_space(inside)
+                        with _opened("chats", inside) as chats:
+                            for chat in self._entries(chats):
+                                with _opened(chat.name, chats) as space:
+                                    self._sweep_space(space)
 
-    def _sweep_space(self, directory: Path) -> None:
+    def _sweep_space(self, directory: _Opened | None) -> None:
+        if directory is None:
+            return
         if _NEW_SPACE.fullmatch(directory.name):
             self._sweep_new_space(directory)
             return
         self._sweep_temporary(directory)
-        self._sweep_temporary(directory / "snapshots")
-        for area in ("scratch", "scratch-attachments"):
-            for entry in self._entries(directory / area):
-                if _EDITORS.fullmatch(entry.name) and not _KEPT.fullmatch(entry.name):
-                    self._remove(entry, self._stale, self.scratch)
+        with _opened("snapshots", directory) as snapshots:
+            self._sweep_temporary(snapshots)
+        for name in ("scratch", "scratch-attachments"):
+            with _opened(name, directory) as area:
+                for entry in self._entries(area):
+                    if _EDITORS.fullmatch(entry.name) and not _KEPT.fullmatch(entry.name):
+                        self._remove(area, entry, self._stale, self.scratch)
 
-    def _sweep_new_space(self, directory: Path) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            if directory.lstat().st_mtime < self._crashed:
-                self.leftovers.add(0)
-                if not self._dry_run:
-                    durability.remove_tree("gc.leftover", directory)
+    def _sweep_new_space(self, directory: _Opened) -> None:
+        if os.fstat(directory.fd).st_mtime < self._crashed:
+            self.leftovers.add(0)
+            if not self._dry_run:
+                durability.remove_tree("gc.leftover", directory.path)
 
-    def _sweep_temporary(self, directory: Path) -> None:
+    def _sweep_temporary(self, directory: _Opened | None) -> None:
         for entry in self._entries(directory):
             if _TEMPORARY.fullmatch(entry.name):
-                self._remove(entry, self._crashed, self.leftovers)
+                self._remove(directory, entry, self._crashed, self.leftovers)
 
-    def _sweep_drafts(self) -> None:
+    def _sweep_drafts(self, directory: _Opened | None) -> None:
         """Chunks whose label is gone. Drafts with a label come back at the next mount."""
-        for entry in self._entries(self._root / "drafts"):
+        for entry in self._entries(directory):
             match = _DRAFT_CHUNK.fullmatch(entry.name)
-            if match and not os.path.lexists(self._root / "drafts" / f"{match[1]}.json"):
-                self._remove(entry, self._crashed, self.leftovers)
+            if match and not _is_in(directory, f"{match[1]}.json"):
+                self._remove(directory, entry, self._crashed, self.leftovers)
 
-    def _remove(self, entry: os.DirEntry[str], before: float, swept: Swept) -> None:
+    def _remove(self, directory: _Opened | None, entry: os.DirEntry[str], before: float, swept: Swept) -> None:
+        assert directory is not None
         with contextlib.suppress(FileNotFoundError):
-            status = entry.stat(follow_symlinks=False)
+            status = os.stat(entry.name, dir_fd=directory.fd, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode) or status.st_mtime >= before:
                 return
             if not self._dry_run:
-                durability.system.unlink("gc.leftover", entry.path)
+                durability.system.unlink_in("gc.leftover", directory.fd, f"{directory.path}/{entry.name}")
             swept.add(status.st_size if status.st_nlink == 1 else 0)
 
-    def _entries(self, directory: Path) -> list[os.DirEntry[str]]:
-        try:
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            os.close(fd)
-            with os.scandir(directory) as found:
-                return list(found)
-        except OSError:
+    def _entries(self, directory: _Opened | None) -> list[os.DirEntry[str]]:
+        if directory is None:
             return []
+        with os.scandir(directory.fd) as found:
+            return list(found)
+
+
+class _Opened(NamedTuple):
+    """An open directory, and what it was called."""
+
+    fd: int
+    path: str
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition("/")[2]
+
+
+@contextlib.contextmanager
+def _opened(name: str, beneath: _Opened | None) -> Iterator[_Opened | None]:
+    """The directory of that name; None where there is none that can be read, or a symbolic link."""
+    if beneath is None:
+        yield None
+        return
+    try:
+        fd = durability.open_directory(name, beneath.fd)
+    except OSError:
+        yield None
+        return
+    try:
+        yield _Opened(fd, f"{beneath.path}/{name}" if beneath.path else name)
+    finally:
+        os.close(fd)
+
+
+def _is_in(directory: _Opened | None, name: str) -> bool:
+    assert directory is not None
+    try:
+        os.lstat(name, dir_fd=directory.fd)
+    except FileNotFoundError:
+        return False
+    return True

@@ -112,7 +112,7 @@ class Conversation:
             shown.append(text)
         if not shown:
             return []
-        text = _shortened("\n\n".join(shown))
+        text = shortened("\n\n".join(shown))
         if identity in self._parts:
             # What is appended goes into history.md as it is: see `store.fold`.
             return [MessageEdited(identity, append=f"\n\n{escape(text.encode()).decode()}")]
@@ -123,7 +123,7 @@ class Conversation:
         """A block of the assistant's message as Markdown; "" for what isn't shown."""
         kind = _word(block.get("type"))
         if kind in {"tool_use", "server_tool_use"}:
-            call = _call(block, cwd)
+            call = call_line(block, cwd)
             if isinstance(block.get("id"), str):
                 self._calls[block["id"]] = call
             return f"▸ {call}"
@@ -149,9 +149,9 @@ class Conversation:
                 typed.append(_command(text) or _without(text, _INJECTED))
         made: list[Event] = []
         if any(results):
-            made.append(MessageAppended(key, "tool", _shortened("\n\n".join(filter(None, results)))))
+            made.append(MessageAppended(key, "tool", shortened("\n\n".join(filter(None, results)))))
         if any(typed):
-            text = _shortened("\n\n".join(filter(None, typed)))
+            text = shortened("\n\n".join(filter(None, typed)))
             made.append(MessageAppended(f"{key}/typed" if made else key, "user", text))
         return made
 
@@ -229,13 +229,14 @@ def _word(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """The beginning of `text`, with a line below it that says how much was left out."""
     if len(text) <= TEXT_MAX:
         return text
     return f"{text[:TEXT_MAX]}\n\n… {len(text) - TEXT_MAX:,} more characters in history.jsonl"
 
 
-def _call(block: dict[str, Any], cwd: object) -> str:
+def call_line(block: dict[str, Any], cwd: object = None) -> str:
     """A tool call on one line: its name and its most telling argument."""
     name = one_line(_word(block.get("name"))) or "tool"
     argument = _telling(block.get("input"))

@@ -124,6 +124,19 @@ class IndexedDocument(Document):
             unsay(self._connection, row.key, schema.MESSAGE, row.words)
         return NOTHING
 
+    def clear(self) -> None:
+        """See Document."""
+        self.flush()
+        for key, hidden, text in self._connection.execute(
+            "SELECT id, hidden, text FROM messages WHERE chat = ?", (self._chat,)
+        ).fetchall():
+            unsay(self._connection, key, schema.MESSAGE, None if hidden else content_of(unpacked(text)))
+        self._connection.execute("DELETE FROM messages WHERE chat = ?", (self._chat,))
+        self._rows.clear()
+        self._stored = False
+        self._position = self.weight = 0
+        super().clear()
+
     def move(self, item: Item, after: Item) -> Effect:
         """See Document."""
         row = self._rows[item.id]
@@ -286,6 +299,11 @@ class IndexedAttachments(Attachments):
         if isinstance(event, ev.AttachmentPut):
             self.blobs[event.digest] = event.size
         return super().apply(event, entry)
+
+    def clear(self) -> tuple[str, ...]:
+        """See Attachments."""
+        self.read()
+        return super().clear()
 
     def read(self) -> None:
         """Get the rows, unless that was done."""

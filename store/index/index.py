@@ -25,11 +25,13 @@ import trio
 from store.beginning import find_base, read_base
 from store.driver import AppendLog, Driver, Progress
 from store.errors import CorruptLog, SpaceNotFound, StoreError, StoreFailed, Truncated
-from store.index import database, query, update, workspaces
+from store.index import database, externals, query, update, workspaces
+from store.index.externals import Listed
 from store.index.query import Hit, Search
 from store.index.update import HURRIED, UNSTAMPED, Known, Pace, Stamp, Update
 from store.kinds import CHAT
 from store.model import Entry, Seq, SpaceId
+from store.projection import external, portable
 from store.workspace import Workspace
 
 log = logging.getLogger("chatfs")
@@ -64,11 +66,17 @@ def index_path(driver: Driver) -> Path:
 
 
 class Index:
-    """The index. `workspaces` tells those that the store shows."""
+    """The index. `workspaces` tells those that the store shows, `listed` the chats that only their projects have."""
 
-    def __init__(self, driver: Driver, workspaces: Callable[[], Awaitable[Sequence[Workspace]]]) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        workspaces: Callable[[], Awaitable[Sequence[Workspace]]],
+        listed: Callable[[Workspace], Awaitable[Listed]] | None = None,
+    ) -> None:
         self._driver = driver
         self._workspaces = workspaces
+        self._listed = listed
         self._path = index_path(driver)
         self._root = str(_root(driver))
         self._connection: sqlite3.Connection | None = None
@@ -205,15 +213,30 @@ class Index:
         behind: list[int] = []
         for workspace in present:
             row = await self._names(workspace)
-            behind += await self._thread(
-                _behind, self._root, "id IN (SELECT id FROM chats WHERE workspace = ?)", row.key
-            )
+            if self._listed is not None:
+                await self._externals(workspace, row, await self._listed(workspace))
+            behind += await self._thread(_behind, self._root, f"{_OF_WORKSPACE} AND kind = 'chat'", row.key)
         for start in range(0, len(behind), _BATCH):
             if progress is not None:
                 progress(start, len(behind))
             await self._chats(behind[start : start + _BATCH])
         if progress is not None and behind:
             progress(len(behind), len(behind))
+
+    async def _externals(self, workspace: Workspace, own: Known, listed: Listed) -> None:
+        """Bring up to date what is known of the chats that are only in the workspace's project."""
+        for each, found, stamp in await self._thread(externals.place, workspace.id, own, listed):
+            known = found
+            try:
+                read = await external.read(listed.root, each)
+            except (StoreError, OSError) as error:
+                self._skip(known.space, error)
+                continue
+            if known.seq:
+                await self._thread(update.clear, known, forget=False, pace=self._pace)
+                known = externals.emptied(known)
+            entries = list(portable.entries_of(read.lines))
+            await self._thread(update.apply, [Update(known, entries, stamp)], self._pace)
 
     async def _forget_others(self, present: Sequence[Workspace]) -> None:
         """Remove workspaces that the store doesn't show."""

@@ -5,6 +5,8 @@ when that was its end (`size`, `mtime_ns`, `inode`; -1: not at its end yet). A l
 after `seq`, unless the entry at `seq` has another crc, or it begins with another entry than `first`: then what is here
 of it goes, and it is taken in anew. `seq` -1: what is here of it is being removed.
 
+`kind` is 'workspace', 'chat', or 'external': a chat that is only in the workspace's project, whose file counts then.
+
 `words` is a full-text index without content of its own. Its rowid is `id * 8 + kind`: a message, or a chat's title (and
 name), labels or preamble, or an attachment's name. What was put there has to be given again to remove it, which the
 other tables' columns are good for.
@@ -21,7 +23,7 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-VERSION: Final = 1
+VERSION: Final = 2
 APPLICATION: Final = 0x63686673
 """The `application_id` in the file's header: "chfs"."""
 
@@ -133,12 +135,14 @@ _TABLES: Final = (
     CREATE VIEW usage AS
         SELECT workspaces.id AS workspace,
             max(0, own.size) + COALESCE((
-                SELECT sum(max(0, spaces.size)) FROM chats JOIN spaces USING (id) WHERE chats.workspace = workspaces.id
+                SELECT sum(max(0, spaces.size)) FROM chats JOIN spaces USING (id)
+                WHERE chats.workspace = workspaces.id AND spaces.kind = 'chat'
             ), 0) AS logs,
             COALESCE((
                 SELECT sum(size) FROM (
                     SELECT DISTINCT digest, blobs.size FROM blobs JOIN chats ON chats.id = blobs.chat
-                    WHERE chats.workspace = workspaces.id
+                    JOIN spaces ON spaces.id = chats.id
+                    WHERE chats.workspace = workspaces.id AND spaces.kind = 'chat'
                 )
             ), 0) AS blobs
         FROM workspaces JOIN spaces AS own USING (id)

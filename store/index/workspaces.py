@@ -144,7 +144,8 @@ def write(connection: sqlite3.Connection, names: Names) -> bool:
     if names.all:
         gone = _rows(connection, names).keys() - {row[0] for row in names.chats}
     for uuid in gone:
-        for chat in spaces_where(connection, "space = ?", chat_space(names.workspace, ChatId(uuid))):
+        space = chat_space(names.workspace, ChatId(uuid))
+        for chat in spaces_where(connection, "space = ? AND kind = 'chat'", space):
             clear(connection, chat, forget=True)
     with transaction(connection):
         if not is_still(connection, names.known):
@@ -193,6 +194,7 @@ def _insert(connection: sqlite3.Connection, names: Names, row: Row) -> None:
 
 def _change(connection: sqlite3.Connection, key: int, row: Row) -> None:
     before = words_of(connection, key)
+    connection.execute("UPDATE spaces SET kind = 'chat' WHERE id = ?", (key,))
     connection.execute(
         "UPDATE chats SET name = ?, shown = ?, place = ?, created = ?, moved = ? WHERE id = ?", (*row[1:], key)
     )

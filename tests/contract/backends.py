@@ -163,6 +163,15 @@ class FileBackend:
             await driver.aclose()
 
 
+class GitBackend(FileBackend):
+    """A bare repository that is made with the store."""
+
+    async def open(self, clock: Clock = clock_ms) -> Driver:
+        driver = await open_driver(self.path.as_uri().replace("file:", "git:", 1), clock=clock)
+        self._opened.append(driver)
+        return driver
+
+
 def drafts_in(backend: Backend) -> list[str]:
     """The files of drafts; not the labels that wait for the next one."""
     if not isinstance(backend, FileBackend) or not (backend.path / "drafts").exists():

@@ -8,12 +8,16 @@ from pathlib import Path
 import pytest
 
 from store.driver import Driver
-from tests.contract.backends import Backend, FileBackend, MemoryBackend
+from tests.contract.backends import Backend, FileBackend, GitBackend, MemoryBackend
 
 
-@pytest.fixture(params=["memory", "file"])
+@pytest.fixture(params=["memory", "file", "git"])
 async def backend(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Backend]:
-    found: Backend = MemoryBackend() if request.param == "memory" else FileBackend(tmp_path / "store")
+    found: Backend = {
+        "memory": MemoryBackend,
+        "file": lambda: FileBackend(tmp_path / "store"),
+        "git": lambda: GitBackend(tmp_path / "store"),
+    }[request.param]()
     yield found
     await found.aclose()
 
@@ -26,5 +30,12 @@ async def driver(backend: Backend) -> Driver:
 @pytest.fixture
 async def file_backend(tmp_path: Path) -> AsyncIterator[FileBackend]:
     found = FileBackend(tmp_path / "store")
+    yield found
+    await found.aclose()
+
+
+@pytest.fixture
+async def git_backend(tmp_path: Path) -> AsyncIterator[GitBackend]:
+    found = GitBackend(tmp_path / "store")
     yield found
     await found.aclose()

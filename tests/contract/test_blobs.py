@@ -17,6 +17,7 @@ from store.drivers.file.objects import Objects
 from store.errors import BlobNotFound, CorruptBlob, StoreFailed, StoreFull
 from store.model import BlobRef, Digest
 from tests.contract.backends import Backend, FaultySystem, FileBackend, drafts_in, faulty, take
+from tests.support.waiting import wait_for
 
 LONG = random.Random(7).randbytes(2 * CHUNK + 12345)
 SIZES = [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 2 * CHUNK + 1]
@@ -337,6 +338,72 @@ async def test_readers_of_one_chunk_share_its_hashing(file_backend: FileBackend,
             nursery.start_soon(read, offset)
     assert found == {offset: LONG[offset : offset + 4096] for offset in range(0, len(LONG), 50_000)}
     assert len(hashed) == len(set(hashed)) == -(-len(LONG) // CHUNK)
+
+
+def hashes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the objects' files that are hashed from now on, in order."""
+    hashed: list[str] = []
+    check = Objects._check
+    monkeypatch.setattr(Objects, "_check", lambda self, name, data: (hashed.append(name), check(self, name, data)))
+    return hashed
+
+
+async def test_chunks_are_hashed_ahead_of_who_reads_in_order(
+    file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+):
+    data = random.Random(8).randbytes(20 * CHUNK)
+    ref = await (await file_backend.open()).blobs.put(data)
+    driver = await file_backend.open()
+    hashed = hashes(monkeypatch)
+    for offset in range(0, 4 * CHUNK, CHUNK // 2):
+        assert await driver.blobs.read(ref.digest, offset, CHUNK // 2) == data[offset : offset + CHUNK // 2]
+    await trio.to_thread.run_sync(wait_for, lambda: len(hashed) >= 8)
+    # Not much more is hashed than is read.
+    assert len(hashed) == len(set(hashed)) == 8
+    assert await got(driver, ref.digest) == data
+    assert len(hashed) == len(set(hashed)) == 20
+
+
+async def test_nothing_is_hashed_ahead_of_who_reads_here_and_there(
+    file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+):
+    data = random.Random(9).randbytes(20 * CHUNK)
+    ref = await (await file_backend.open()).blobs.put(data)
+    driver = await file_backend.open()
+    hashed = hashes(monkeypatch)
+    for index in (3, 19, 7, 11, 5):
+        assert await driver.blobs.read(ref.digest, index * CHUNK + 9, 9) == data[index * CHUNK + 9 : index * CHUNK + 18]
+    assert len(hashed) == 5
+
+
+async def test_damage_ahead_is_told_to_who_comes_to_it(file_backend: FileBackend):
+    data = random.Random(10).randbytes(8 * CHUNK)
+    ref = await (await file_backend.open()).blobs.put(data)
+    driver = await file_backend.open()
+    missing, damaged = (
+        file_backend.path / "objects" / name[:2] / f"{name}.chunk"
+        for name in (hashlib.sha256(data[at * CHUNK : (at + 1) * CHUNK]).hexdigest() for at in (4, 6))
+    )
+    missing.unlink()
+    damaged.write_bytes(b"\0" * CHUNK)
+    for index in range(8):
+        if index in (4, 6):
+            with pytest.raises(BlobNotFound if index == 4 else CorruptBlob):
+                await driver.blobs.read(ref.digest, index * CHUNK, CHUNK)
+        else:
+            assert await driver.blobs.read(ref.digest, index * CHUNK, CHUNK) == data[index * CHUNK :][:CHUNK]
+    missing.write_bytes(data[4 * CHUNK : 5 * CHUNK])
+    assert await driver.blobs.read(ref.digest, 4 * CHUNK, CHUNK) == data[4 * CHUNK : 5 * CHUNK]
+
+
+async def test_the_store_is_closed_while_chunks_are_hashed_ahead(file_backend: FileBackend):
+    data = random.Random(11).randbytes(8 * CHUNK)
+    ref = await (await file_backend.open()).blobs.put(data)
+    for chunks in range(1, 8):
+        driver = await file_backend.open()
+        for index in range(chunks):
+            assert await driver.blobs.read(ref.digest, index * CHUNK, CHUNK) == data[index * CHUNK :][:CHUNK]
+        await driver.aclose()
 
 
 async def test_every_reader_of_a_damaged_chunk_is_told(file_backend: FileBackend):

@@ -195,7 +195,7 @@ async def test_private_and_named_memory():
     await again.aclose()
 
 
-@pytest.mark.parametrize("url", ["ftp://host/x", "git:///x", "file://host/x", "file:", ""])
+@pytest.mark.parametrize("url", ["ftp://host/x", "git://host/x", "git:", "file://host/x", "file:", ""])
 async def test_urls_that_name_no_driver(url: str):
     with pytest.raises(InvalidInput):
         await open_driver(url)

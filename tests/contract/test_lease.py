@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import trio
 
 from store.driver import Driver, Grant
-from store.errors import LeaseHeld, NotHolder, SpaceNotFound, StaleEpoch
-from store.model import Epoch, Millis
+from store.errors import LeaseHeld, NotHolder, SeqConflict, SpaceNotFound, StaleEpoch
+from store.model import Epoch, Head, Millis, Seq
 from tests.contract.backends import CHAT, SPACE, Backend, FakeClock, entries
 
 
@@ -81,6 +83,12 @@ async def test_a_released_lease_is_free_and_its_epoch_remembered(driver: Driver,
     assert (await other.leases.acquire(SPACE, "two", 500)).epoch == 2
 
 
+async def test_a_released_lease_is_free_by_every_clock(driver: Driver, backend: Backend, clock: FakeClock):
+    ahead = await backend.open(FakeClock(clock.now + 3_600_000))
+    await ahead.leases.release(await ahead.leases.acquire(SPACE, "ahead", 500))
+    assert (await driver.leases.acquire(SPACE, "one", 500)).epoch == 2
+
+
 async def test_leases_of_spaces_are_apart(driver: Driver):
     await driver.open_log(CHAT, create=True)
     assert (await driver.leases.acquire(SPACE, "one", 500)).epoch == 1
@@ -114,6 +122,58 @@ async def test_a_stale_epoch_is_refused(driver: Driver, backend: Backend, clock:
     with pytest.raises(StaleEpoch):
         await log.append(entries("late"), epoch=old.epoch)
     assert [entry.data async for entry in log.read()] == [b'"a"', b'"b"', b'"c"', b'"d"']
+
+
+async def test_a_stale_epoch_is_refused_by_append_now(driver: Driver, backend: Backend, clock: FakeClock):
+    log = await driver.open_log(SPACE)
+    old = await driver.leases.acquire(SPACE, "one", 500)
+    await log.append(entries("a"))
+    await log.sync()
+    found = log.append_now(entries("b"), epoch=old.epoch)
+    assert found is not None
+    assert [entry.seq for entry in found] == [2]
+    clock.now += 500
+    new = await (await backend.open(clock)).leases.acquire(SPACE, "two", 500)
+    with pytest.raises(StaleEpoch) as caught:
+        log.append_now(entries("late"), epoch=old.epoch)
+    assert caught.value.current == new.epoch
+    assert log.append_now(entries("c"), epoch=new.epoch) is not None
+    assert [entry.data async for entry in log.read()] == [b'"a"', b'"b"', b'"c"']
+
+
+async def test_an_intent_is_told_just_before_the_batch_is_written(driver: Driver, backend: Backend):
+    log = await driver.open_log(SPACE)
+    other = await (await backend.open()).open_log(SPACE)
+    told: list[Head] = []
+    grant = await driver.leases.acquire(SPACE, "one", 500)
+    await other.append(entries("theirs"))
+    assert await log.append(entries("a", "b"), epoch=grant.epoch, intent=told.append) == 3
+    assert told == [log.head]
+    [last] = [entry async for entry in log.read(reverse=True, limit=1)]
+    assert (last.seq, last.crc, last.ts) == (told[0].seq, told[0].crc, told[0].ts)
+    for refused in (
+        log.append(entries("c"), expected_seq=Seq(1), intent=told.append),
+        log.append([], intent=told.append),
+    ):
+        with contextlib.suppress(SeqConflict):
+            await refused
+    await driver.leases.acquire(SPACE, "one", 500)
+    with pytest.raises(StaleEpoch):
+        await log.append(entries("c"), epoch=grant.epoch, intent=told.append)
+    assert len(told) == 1
+
+
+async def test_an_intent_that_cant_be_told_keeps_the_batch_from_being_written(driver: Driver):
+    log = await driver.open_log(SPACE)
+
+    def refuse(_head: Head) -> None:
+        raise BrokenPipeError("nobody hears")
+
+    with pytest.raises(BrokenPipeError):
+        await log.append(entries("a"), intent=refuse)
+    assert log.head.seq == 0
+    assert await log.append(entries("b")) == 1
+    assert [entry.data async for entry in log.read()] == [b'"b"']
 
 
 async def test_epochs_survive_reopening(driver: Driver, backend: Backend, clock: FakeClock):

@@ -108,7 +108,7 @@ class PowerCut(durability.System):
         parent, name = self._parent(path)
         parent.changes.append((self.moment, name, node, move))
         if node is None:
-            del self._tree[path]
+            self._tree.pop(path, None)  # a socket's name wasn't recorded
         else:
             self._tree[path] = node
 
@@ -206,6 +206,18 @@ class PowerCut(durability.System):
     def unlink(self, label: str, path: Where) -> None:
         with self._lock:
             super().unlink(label, path)
+            self._tick(label)
+            self._name(self._path(path), None)
+
+    def unlink_in(self, label: str, directory: int, path: str) -> None:
+        with self._lock:
+            super().unlink_in(label, directory, path)
+            self._tick(label)
+            self._name(self._path(path), None)
+
+    def rmdir_in(self, label: str, directory: int, path: str) -> None:
+        with self._lock:
+            super().rmdir_in(label, directory, path)
             self._tick(label)
             self._name(self._path(path), None)
 

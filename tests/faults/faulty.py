@@ -88,6 +88,14 @@ class FailingAt(durability.System):
         self._meet("unlink", label)
         super().unlink(label, path)
 
+    def unlink_in(self, label: str, directory: int, path: str) -> None:
+        self._meet("unlink", label)
+        super().unlink_in(label, directory, path)
+
+    def rmdir_in(self, label: str, directory: int, path: str) -> None:
+        self._meet("rmdir", label)
+        super().rmdir_in(label, directory, path)
+
     def mkdir(self, label: str, path: str | Path) -> None:
         self._meet("mkdir", label)
         super().mkdir(label, path)

@@ -291,8 +291,8 @@ class Session:
         space = SpaceId(self.chat.space.id)
         try:
             grant = await leases.acquire(space, "session", 10_000)
-        except LeaseHeld:  # pragma: no cover - nobody else asks
-            raise AssertionError from None
+        except LeaseHeld:
+            return  # the store itself has appended to it lately
         grant = await leases.renew(grant, 20_000)
         await leases.release(grant)
 

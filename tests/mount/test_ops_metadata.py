@@ -171,10 +171,12 @@ def test_title_labels_and_quota_can_be_edited(workspace: Workspace) -> None:
 def test_a_bad_workspace_json_is_refused(workspace: Workspace) -> None:
     path = workspace.directory / "workspace.json"
     before = shown(path)
-    for bad in ('{"quota_bytes": -1}', '{"quota_bytes": "1G"}', "{"):
+    all_bad = ('{"quota_bytes": -1}', '{"quota_bytes": "1G"}', "{")
+    for bad in all_bad:
         with refused(errno.EINVAL):
             path.write_text(bad)
-    assert shown(path) == before
+    # What was refused is kept, beside it.
+    assert shown(path) == before | {"usage_bytes": before["usage_bytes"] + sum(map(len, all_bad))}
 
 
 # ---- quota

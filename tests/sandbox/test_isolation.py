@@ -6,7 +6,9 @@ with the machine's own words.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -14,10 +16,12 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
 
-from tests.cli.conftest import Cli
+from tests.sandbox.conftest import Chat, Sandboxed
+from tests.support.mounts import message
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.container]
@@ -25,7 +29,7 @@ pytestmark = [pytest.mark.mount, pytest.mark.container]
 SECRET = "the-neighbours-secret"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def short() -> Iterator[Path]:
     """Podman takes at most 50 characters for its run directory, fewer than tmp_path has."""
     with tempfile.TemporaryDirectory(prefix="chatfs-", dir="/tmp") as path:
@@ -33,52 +37,55 @@ def short() -> Iterator[Path]:
 
 
 @pytest.fixture(params=["bwrap", "podman"])
-def runtime(
-    request: pytest.FixtureRequest, demo: Cli, rootfs: Path, short: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[str]:
+def runtime(request: pytest.FixtureRequest, rootfs: Path, short: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The words that choose it."""
     stores = ["--root", f"{short}/storage", "--runroot", f"{short}/run", "--tmpdir", f"{short}/tmp"]
     podman = ["podman", *stores, "--storage-driver", "vfs", "--runtime", "runc", "--cgroup-manager=cgroupfs"]
     monkeypatch.setenv("CHATFS_PODMAN", shlex.join(podman))
     monkeypatch.setenv("CHATFS_PODMAN_RUN", "--ulimit nofile=1024:1024 --ulimit nproc=1000:1000")
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     assert shutil.which(request.param), f"{request.param} isn't installed: scripts/test does that"
-    words = ["--runtime", request.param, "--image", str(rootfs)]
-    code, _, err = demo.attempt("sandbox", "run", "demo/trip", *words, "--", "true")
-    if code:
-        pytest.skip(f"{request.param} can't run here: {err.strip()}")
-    demo.run("append", "demo/neighbour", "-", "--create", given=f'{{"role":"user","content":"{SECRET}"}}\n'.encode())
-    return words
+    return ["--runtime", request.param, "--image", str(rootfs)]
 
 
-def begun(demo: Cli, chat: str, runtime: list[str], script: str) -> subprocess.Popen[bytes]:
-    process = demo.begin("sandbox", "run", chat, *runtime, "--", "sh", "-c", f"echo ready; {script}")
+def begun(demo: Sandboxed, chat: Chat, runtime: list[str], script: str) -> subprocess.Popen[bytes]:
+    """A sandbox that has said `ready` and does a script."""
+    words = ("sandbox", "run", chat.path, *runtime, "--", "sh", "-c", f"echo ready; {script}")
+    process = demo.begin(*words, stdin=subprocess.PIPE)
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
+    assert process.stderr is not None
+    if process.stdout.readline() != b"ready\n":
+        pytest.skip(f"{runtime[1]} can't run here: {process.stderr.read().decode().strip()}")
     return process
 
 
-def attempts(demo: Cli, outside: int, session: str) -> dict[str, str]:
+def attempts(demo: Sandboxed, neighbour: Chat, outside: int) -> dict[str, str]:
     """What is tried from inside, each a command that must fail (or show nothing of the secret)."""
-    store = demo.store
-    (neighbour,) = [path for path in store.glob("workspace/*/chats/*/history.jsonl") if SECRET in path.read_text()]
+    session = neighbour.session()
+    assert session is not None
+    log = neighbour.log_file
     return {
-        "read the store": f"cat {neighbour}",
-        "list the store": f"ls {store}",
-        "read by the mount's parent": "cat /chat/../neighbour/history.md",
+        "read the store": f"cat {log}",
+        "list the store": f"ls {demo.store}",
+        "read by the mount's parent": f"cat /chat/../{neighbour.name}/history.md",
         "list the mount's parent": "ls /chat/../chats",
         "enter by-id": "ls /chat/by-id || ls /chat/../by-id",
         "enter the trash": "ls /chat/trash || ls /chat/../trash",
-        "follow a link of its own to the store": f"rm -f /chat/l; ln -s {neighbour} /chat/l; cat /chat/l",
-        "follow a link among the attachments": f"ln -s {neighbour} /chat/attachments/l; cat /chat/attachments/l",
-        "reach it through a process's root": f"cat /proc/{outside}/root{neighbour}",
-        "reach it through any process's root": f"cat /proc/[0-9]*/root{neighbour}",
+        "follow a link of its own to the store": f"rm -f /chat/l; ln -s {log} /chat/l; cat /chat/l",
+        "follow a link among the attachments": f"ln -s {log} /chat/attachments/l; cat /chat/attachments/l",
+        "make a link an attachment": "cd /chat/attachments && ln -s /etc/passwd .l && mv .l l && cat l",
+        "make a link the text": "ln -s /etc/passwd /chat/t~ && mv /chat/t~ /chat/history.md",
+        "reach it through a process's root": f"cat /proc/{outside}/root{log}",
+        "reach it through any process's root": f"cat /proc/[0-9]*/root{log}",
         "see the neighbour's process": f"test -d /proc/{outside}",
         "kill the neighbour's process": f"kill -9 {outside}",
         "unmount": "umount /chat",
         "mount over": "mount -t tmpfs none /chat",
         "mount proc of outside": "mkdir /tmp/p && mount -t proc none /tmp/p && ls /tmp/p/1/root/home",
+        "mount with another namespace": "unshare -Urm sh -c 'mkdir -p /tmp/q && mount -t proc none /tmp/q'",
+        "uncover with another namespace": "unshare -Urm umount /proc/sys",
+        "make it writable with another namespace": "unshare -Urm mount -o remount,rw,bind /proc/sys",
         "make the disk's device": "mknod /tmp/d b 259 0 && head -c 1 /tmp/d",
+        "make a device in the chat": "mknod /chat/d b 259 0 || mknod /chat/d c 1 3",
         "open fuse": "head -c 1 /dev/fuse",
         "attach a name outside": "echo x > '/chat/attachments/../../x'",
         "write the log from the start": ": > /chat/history.jsonl",
@@ -87,52 +94,82 @@ def attempts(demo: Cli, outside: int, session: str) -> dict[str, str]:
         "load what the machine runs on a crash": "echo 0 > /proc/sys/vm/drop_caches",
         "press a key of the kernel's": "echo h > /proc/sysrq-trigger",
         "read the machine's memory": "head -c 1 /proc/kcore || head -c 1 /dev/mem",
-        "use another session": f"ls /chat/{session}",
+        "read the kernel's keys and messages": "head -c 1 /proc/keys | grep . || head -c 1 /proc/kmsg",
+        "use another session": f"ls /chat/{session.id}",
     }
 
 
-def test_nothing_of_the_others_can_be_reached(demo: Cli, runtime: list[str]) -> None:
-    neighbour = begun(demo, "demo/neighbour", runtime, "sleep 600")
-    (session,) = demo.json("sandbox", "ls")
-    tried = attempts(demo, neighbour.pid, session["id"])
+def test_two_sandboxes_of_one_workspace(demo: Sandboxed, runtime: list[str]) -> None:
+    """Nothing of the other can be reached, and each goes on while the other is killed."""
+    chat, neighbour = demo.chat(), demo.chat(SECRET)
+    other = begun(demo, neighbour, runtime, "sleep 600")
+    tried = attempts(demo, neighbour, other.pid)
     before = {path: path.read_bytes() for path in demo.store.glob("workspace/*/chats/*/history.jsonl")}
-    script = "\n".join(f"( {what} ) 2>/dev/null; echo $? {number} >&2" for number, what in enumerate(tried.values()))
-    code, out, err = demo.attempt("sandbox", "run", "demo/trip", *runtime, "--", "sh", "-c", script)
+    script = "\n".join(f"( {what} ) 2>/dev/null; echo $? {number}" for number, what in enumerate(tried.values()))
+    append = 'while read line; do echo "$line" >> /chat/history.jsonl && echo done; done'
+    process = begun(demo, chat, runtime, f"{script}\necho tried\n{append}")
+    stdin, stdout = process.stdin, process.stdout
+    assert stdin is not None
+    assert stdout is not None
+    printed = _until(stdout, b"tried\n")
+    assert SECRET not in printed
+    assert "root:" not in printed
+    statuses = {int(number): int(status) for status, number in re.findall(r"^(\d+) (\d+)$", printed, re.MULTILINE)}
+    assert [name for number, name in enumerate(tried) if statuses[number] == 0] == []
+    assert other.poll() is None
+    assert {path for path, text in before.items() if path.read_bytes() != text} <= {chat.log_file}
+    assert set(demo.active()) >= {chat.id, neighbour.id}
+
+    def add(text: str) -> None:
+        stdin.write(message(text))
+        stdin.flush()
+        assert stdout.readline() == b"done\n"
+
+    add("before")
+    os.kill(other.pid, signal.SIGKILL)
+    other.wait(30)
+    add("after")
+    code, out, _ = neighbour.sandbox(*runtime, "--", "cat", "/chat/history.md")
     assert code == 0
-    assert SECRET not in out
-    statuses = {int(line.split()[1]): int(line.split()[0]) for line in err.splitlines()}
-    succeeded = [name for number, name in enumerate(tried) if statuses[number] == 0]
-    assert succeeded == []
-    assert neighbour.poll() is None
-    own = demo.log_file("demo/trip")
-    assert {path for path, text in before.items() if path.read_bytes() != text} <= {own}
-    assert "demo/neighbour" in {each["chat"] for each in demo.json("sandbox", "ls")}
-    demo.run("sandbox", "stop", "demo/neighbour")
-    neighbour.wait(30)
+    assert SECRET in out
+    add("at the end")
+    stdin.close()
+    assert process.wait(60) == 0
+    assert chat.says("before", "after", "at the end") == [True] * 3
+    wait_for(lambda: demo.active() == [], 30)
 
 
-def test_the_other_goes_on_while_one_is_killed(demo: Cli, runtime: list[str]) -> None:
-    script = 'while read line; do echo "$line" >> /chat/history.jsonl && echo done; done'
-    first = demo.begin(
-        "sandbox", "run", "demo/trip", *runtime, "--", "sh", "-c", f"echo ready; {script}", stdin=subprocess.PIPE
-    )
-    assert first.stdin is not None
-    assert first.stdout is not None
-    assert first.stdout.readline() == b"ready\n"
-    second = begun(demo, "demo/neighbour", runtime, "sleep 600")
-    for number in range(4):
-        if number == 1:
-            os.kill(second.pid, signal.SIGKILL)
-            second.wait(30)
-        if number == 3:
-            code, out, _ = demo.attempt("sandbox", "run", "demo/neighbour", *runtime, "--", "cat", "/chat/history.md")
-            assert code == 0
-            assert SECRET in out
-        first.stdin.write(b'{"role":"user","content":"line %d"}\n' % number)
-        first.stdin.flush()
-        assert first.stdout.readline() == b"done\n"
-    first.stdin.close()
-    assert first.wait(60) == 0
-    text = demo.run("cat", "demo/trip")
-    assert [f"line {number}" in text for number in range(4)] == [True] * 4
-    wait_for(lambda: {each["state"] for each in demo.json("sandbox", "ls")} <= {"ended"}, 30)
+def _until(stream: IO[bytes], last: bytes) -> str:
+    found = b""
+    while line := stream.readline():
+        if line == last:
+            return found.decode()
+        found += line
+    raise AssertionError(found)
+
+
+KEYS = """
+import ctypes
+libc = ctypes.CDLL(None)
+print(libc.syscall(%d, b"user", b"chatfs-test", None, 0))
+"""
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers of system calls are that machine's")
+def test_it_has_none_of_the_callers_keys(chat: Chat) -> None:
+    """What a session keyring holds (Kerberos tickets, keys of file systems) is inherited by every child, else."""
+    libc = ctypes.CDLL(None)
+    join, add, request = 250, 248, 249
+    child = os.fork()
+    if child == 0:
+        try:
+            libc.syscall(join, 1, None)
+            key = libc.syscall(add, b"user", b"chatfs-test", b"secret", 6, -3)
+            code, out, _ = chat.sandbox("--", "/usr/bin/python3", "-c", KEYS % request)
+            os._exit(0 if (code, out) == (0, "-1\n") else 2 if key > 0 else 3)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 3:
+        pytest.skip("this machine keeps no keys")
+    assert status == 0

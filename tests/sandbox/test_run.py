@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import os
 import pty
 import re
@@ -10,201 +12,185 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import orjson
 import pytest
 
-from fusefs.unmount import mounts
-from tests.cli.conftest import REPOSITORY, Cli
+from fusefs.cli.entry import main
+from fusefs.sandbox import mountpoints
+from tests.cli.conftest import REPOSITORY
+from tests.sandbox.conftest import Chat, Sandboxed
+from tests.support.mounts import message
 from tests.support.waiting import wait_for
 
 pytestmark = [pytest.mark.mount, pytest.mark.container]
 
-
-def sandboxed(cli: Cli, *words: str | Path, chat: str = "demo/trip", given: bytes = b"") -> tuple[int, str, str]:
-    return cli.attempt("sandbox", "run", chat, *words, given=given)
+ADDED = message("added").decode().strip()
 
 
-def events(cli: Cli, kind: str, chat: str = "demo/trip") -> list[dict[str, Any]]:
-    found = [orjson.loads(entry.data) for entry in cli.entries(chat)]
-    return [event for event in found if event["type"] == f"sandbox.{kind}"]
-
-
-def left_over(cli: Cli) -> list[Path]:
-    """Mounts and directories of sandboxes."""
-    base = cli.root / "state/chatfs/sandboxes"
-    directories = list(base.iterdir()) if base.exists() else []
-    return [*directories, *(each.mountpoint for each in mounts() if each.mountpoint.is_relative_to(cli.root))]
-
-
-@pytest.fixture(autouse=True)
-def runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-
-
-def test_a_command_has_the_chat_and_nothing_else(demo: Cli) -> None:
-    demo.run("chat", "new", "demo/secret")
-    script = """
+def test_a_command_has_the_chat_and_nothing_else(demo: Sandboxed, chat: Chat) -> None:
+    demo.chat("secret")
+    script = f"""
         pwd; ls; cat history.md
-        echo '{"role":"tool","content":"from inside"}' >> history.jsonl
+        echo '{ADDED}' >> history.jsonl
         echo attached > attachments/a.txt
         ls -a /chat/.. | tr '\\n' ' '
+        echo; echo "${{CHATFS_STORE-none}} $COLOUR"; cat
+        exit 7
     """
-    code, out, err = sandboxed(demo, "--", "sh", "-c", script)
-    assert (code, err) == (0, "")
+    code, out, err = chat.sandbox("--env", "COLOUR=dark blue", "--", "sh", "-c", script, given=b"typed\n")
+    assert (code, err) == (7, "")
     lines = out.splitlines()
     assert lines[:5] == ["/chat", "attachments", "chat.json", "history.jsonl", "history.md"]
     assert "hi there" in out
+    assert "secret" not in out
     assert str(demo.root) not in out
-    assert set(lines[-1].split()) >= {"chat", "usr", "proc", "dev", "tmp"}
-    assert not {"root", "home", "work", "var"} & set(lines[-1].split())
-    assert "from inside" in demo.run("cat", "demo/trip")
-    assert demo.json("chat", "show", "demo/trip")["attachments"] == 1
-    assert left_over(demo) == []
-    assert demo.json("sandbox", "ls") == []
-
-
-def test_its_status_is_the_command_s(demo: Cli) -> None:
-    assert sandboxed(demo, "--", "sh", "-c", "exit 7")[0] == 7
-    assert sandboxed(demo, "--runtime", "none", "--", "sh", "-c", "kill -USR1 $$")[0] == 128 + signal.SIGUSR1
-    assert [event.get("code", event.get("signal")) for event in events(demo, "exited")] == [7, "SIGUSR1"]
-    exited = events(demo, "exited")[0]
+    *_, top, variables, typed = lines
+    assert set(top.split()) >= {"chat", "usr", "proc", "dev", "tmp"}
+    assert not {"root", "home", "work", "var"} & set(top.split())
+    assert (variables, typed) == ("none dark blue", "typed")
+    assert chat.says("added") == [True]
+    assert [event["name"] for event in chat.events("attachment.put")] == ["a.txt"]
+    (started,), (exited,) = chat.events("sandbox.started"), chat.events("sandbox.exited")
+    assert (started["command"][0], started["runtime"]) == ("sh", "bwrap")
+    assert (exited["code"], exited["session"]) == (7, started["session"])
     assert exited["seconds"] >= 0
     assert exited["max_rss_bytes"] > 0
-    assert [event["command"][0] for event in events(demo, "started")] == ["sh", "sh"]
+    assert (demo.left_over(), chat.session()) == ([], None)
 
 
-def test_what_it_prints_is_recorded_if_asked(demo: Cli) -> None:
-    script = "cat; echo problem >&2"
-    code, out, err = sandboxed(demo, "--record", "--", "sh", "-c", script, given="grüße\n".encode())
-    assert (code, out, err) == (0, "grüße\n", "problem\n")
-    assert {(event["stream"], event["text"]) for event in events(demo, "output")} == {
-        ("stdout", "grüße\n"),
-        ("stderr", "problem\n"),
-    }
-    assert "grüße" not in demo.run("cat", "demo/trip")
-
-
-def test_a_flood_and_bytes_are_recorded_whole(demo: Cli) -> None:
-    script = "head -c 300000 /dev/zero | tr '\\0' 'ä'; printf '\\377'"
+def test_what_it_prints_is_recorded_if_asked(demo: Sandboxed, chat: Chat) -> None:
+    script = "echo problem >&2; cat; head -c 300000 /dev/zero | tr '\\0' 'ä'; printf '\\377'; kill -USR1 $$"
     with subprocess.Popen(
-        demo.command("sandbox", "run", "demo/trip", "--record", "--", "sh", "-c", script),
+        demo.command("sandbox", "run", chat.path, "--runtime", "none", "--record", "--", "sh", "-c", script),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         env=demo.environment,
         cwd=REPOSITORY,
     ) as process:
-        assert process.stdout is not None
-        printed = process.stdout.read()
-    found = b"".join(
-        event["text"].encode() if "text" in event else base64.b64decode(event["base64"])
-        for event in events(demo, "output")
-    )
-    assert found == printed
-    assert len(found) > 300_000
+        printed, problem = process.communicate("grüße\n".encode())
+    assert (process.returncode, problem) == (128 + signal.SIGUSR1, b"problem\n")
+    recorded = {"stdout": b"", "stderr": b""}
+    for event in chat.events("sandbox.output"):
+        recorded[event["stream"]] += event["text"].encode() if "text" in event else base64.b64decode(event["base64"])
+    assert recorded == {"stdout": printed, "stderr": problem}
+    assert len(printed) > 300_000
+    assert "grüße" not in chat.text()
+    assert [event["signal"] for event in chat.events("sandbox.exited")] == ["SIGUSR1"]
 
 
-def test_input_and_variables_reach_it(demo: Cli) -> None:
-    code, out, _ = sandboxed(
-        demo, "--env", "COLOUR=dark blue", "--", "sh", "-c", 'cat; echo "$COLOUR"', given=b"typed\n"
-    )
-    assert (code, out) == (0, "typed\ndark blue\n")
-    assert "no" in sandboxed(demo, "--", "sh", "-c", 'echo "${CHATFS_STORE-no}"')[1]
+@pytest.mark.parametrize("access", ["--read-only", "--append-only"])
+def test_read_only_and_append_only(chat: Chat, access: str) -> None:
+    code, _, err = chat.sandbox(access, "--", "sh", "-c", f"echo x >> history.md; echo '{ADDED}' >> history.jsonl")
+    if access == "--read-only":
+        assert code
+        assert err.count("Read-only file system") == 2
+    else:
+        assert code == 0
+        assert err.count("not permitted") == 1
+    assert chat.says("added") == [access == "--append-only"]
 
 
-def test_read_only_and_append_only(demo: Cli) -> None:
-    touch = 'echo x >> history.md; echo \'{"role":"user","content":"added"}\' >> history.jsonl'
-    code, _, err = sandboxed(demo, "--read-only", "--", "sh", "-c", touch)
-    assert code
-    assert err.count("Read-only file system") == 2
-    code, _, err = sandboxed(demo, "--append-only", "--", "sh", "-c", touch)
-    assert code == 0
-    assert err.count("not permitted") == 1
-    assert demo.run("cat", "demo/trip").endswith("added\n")
-
-
-def test_signals_are_passed_on(demo: Cli) -> None:
-    script = "trap 'echo ended well; exit 5' TERM; echo ready; while :; do sleep 0.1; done"
-    process = demo.begin("sandbox", "run", "demo/trip", "--runtime", "none", "--", "sh", "-c", script)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.read() == b"ended well\n"
-    assert process.wait(30) == 5
-
-
-def begun(demo: Cli, *words: str) -> subprocess.Popen[bytes]:
+def begun(demo: Sandboxed, chat: Chat, *words: str, script: str = "sleep 600") -> subprocess.Popen[bytes]:
     """A sandbox whose command has started."""
-    process = demo.begin("sandbox", "run", "demo/trip", *words, "--", "sh", "-c", "echo ready; sleep 600")
+    process = demo.begin("sandbox", "run", chat.path, *words, "--", "sh", "-c", f"echo ready; {script}")
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"
     return process
 
 
-def test_a_chat_in_a_sandbox_stays_until_it_is_stopped(demo: Cli) -> None:
-    process = begun(demo)
-    (session,) = demo.json("sandbox", "ls")
-    assert (session["chat"], session["state"], session["pid"]) == ("demo/trip", "active", process.pid)
-    for words in (
-        ("chat", "rm", "demo/trip"),
-        ("chat", "archive", "demo/trip"),
-        ("sandbox", "run", "demo/trip", "--", "true"),
-    ):
-        said = demo.fails(*words)
-        assert f"chatfs sandbox stop {session['id']}" in said
-    mountpoint = demo.root / "mnt"
-    mountpoint.mkdir()
-    demo.run("mount", mountpoint)
-    with pytest.raises(OSError, match="busy"):
-        (mountpoint / "demo/chats/trip").rmdir()
-    with pytest.raises(OSError, match="busy"):
-        (mountpoint / "demo/chats/trip").rename(mountpoint / "demo/archive/trip")
-    demo.run("umount", mountpoint)
-    assert demo.run("sandbox", "stop", "demo/trip") == "stopped the sandbox of demo/trip\n"
+def test_signals_are_passed_on(demo: Sandboxed, chat: Chat) -> None:
+    script = "trap 'echo ended well; exit 5' TERM; echo trapped; while :; do sleep 0.1; done"
+    process = begun(demo, chat, "--runtime", "none", script=script)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"trapped\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.read() == b"ended well\n"
+    assert process.wait(30) == 5
+
+
+def test_a_chat_in_a_sandbox_stays_until_it_is_stopped(demo: Sandboxed, chat: Chat) -> None:
+    process = begun(demo, chat)
+    (session,) = [each for each in demo.json("sandbox", "ls") if each["chat"] == chat.path]
+    assert (session["state"], session["pid"]) == ("active", process.pid)
+    for words in (("chat", "rm", chat.path), ("sandbox", "run", chat.path, "--", "true")):
+        assert f"chatfs sandbox stop {session['id']}" in demo.fails(*words)
+    assert demo.run("sandbox", "stop", chat.path) == f"stopped the sandbox of {chat.path}\n"
     assert process.wait(30) == 128 + signal.SIGTERM
-    assert demo.fails("sandbox", "stop", "demo/trip") == "no sandbox has demo/trip: see chatfs sandbox ls"
-    demo.run("chat", "rm", "demo/trip")
-    assert left_over(demo) == []
+    assert demo.fails("sandbox", "stop", chat.path) == f"no sandbox has {chat.path}: see chatfs sandbox ls"
+    assert demo.left_over() == []
 
 
-def test_a_killed_sandbox_leaves_nothing(demo: Cli) -> None:
-    process = begun(demo)
+def test_a_killed_sandbox_leaves_nothing(demo: Sandboxed, chat: Chat) -> None:
+    """Also where its mount was killed first: the next one takes away what is left."""
+    process = begun(demo, chat)
     process.kill()
     process.wait(30)
-    wait_for(lambda: not any(each.mountpoint.is_relative_to(demo.root) for each in mounts()), 30, what="the unmount")
-    (session,) = demo.json("sandbox", "ls")
-    assert session["state"] == "ended"
-    code, out, err = sandboxed(demo, "--", "sh", "-c", "cat history.md")
-    assert (code, err) == (0, "")
-    assert "hi there" in out
-    assert left_over(demo) == []
-    assert demo.json("sandbox", "ls") == []
-
-
-def test_the_chat_outlives_the_kill_of_everything(demo: Cli) -> None:
-    script = 'echo \'{"role":"user","content":"kept"}\' >> history.jsonl; echo ready; sleep 600'
-    process = demo.begin("sandbox", "run", "demo/trip", "--", "sh", "-c", script)
+    wait_for(lambda: not demo.mounted(), 30, what="the unmount")
+    session = chat.session()
+    assert session is not None
+    assert demo.active() == []
+    process = begun(demo, chat, script=f"echo '{ADDED}' >> /chat/history.jsonl; echo written; sleep 600")
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    (mounted,) = [each for each in mounts() if each.mountpoint.is_relative_to(demo.root)]
+    assert process.stdout.readline() == b"written\n"
+    (mountpoint,) = demo.mounted()
     (record,) = (demo.root / "state/chatfs").glob("mount-*.json")
     os.kill(orjson.loads(record.read_bytes())["pid"], signal.SIGKILL)
     process.kill()
     process.wait(30)
-    code, out, _ = sandboxed(demo, "--", "cat", "history.md")
+    code, out, _ = chat.sandbox("--", "cat", "history.md")
     assert code == 0
-    assert "kept" in out
-    assert not mounted.mountpoint.exists()
-    assert left_over(demo) == []
+    assert "added" in out
+    assert not mountpoint.exists()
+    assert demo.left_over() == []
     assert demo.run("fsck").startswith("no errors, no warnings")
 
 
-def test_a_terminal_is_its_own(demo: Cli) -> None:
-    """Where there is a terminal the command has one, too: another, of the same size, and keys reach it."""
+def test_a_mount_point_that_is_being_made_is_not_taken_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its sandbox isn't mounted yet: only the lock says that somebody needs it."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    tmp_path.chmod(0o700)
+    with mountpoints.mount_point() as fresh:
+        assert (fresh.stat().st_mode & 0o777, fresh.parent.stat().st_mode & 0o777) == (0o700, 0o700)
+        mountpoints.sweep()
+        assert fresh.is_dir()
+    assert not fresh.exists()
+    left = fresh.parent / "left"
+    left.mkdir()
+    mountpoints.sweep()
+    assert not left.exists()
+
+
+def test_a_runtime_directory_of_somebody_else_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its owner could put a link in the place of the mount point."""
+    theirs, ours = tmp_path / "run", tmp_path / "state"
+    theirs.mkdir()
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(theirs))
+    monkeypatch.setenv("XDG_STATE_HOME", str(ours))
+    theirs.chmod(0o777)
+    assert mountpoints.mounts_directory().is_relative_to(ours)
+    theirs.chmod(0o700)
+    assert mountpoints.mounts_directory().is_relative_to(theirs)
+    if os.geteuid() == 0:
+        os.chown(theirs, 4242, 4242)
+        assert mountpoints.mounts_directory().is_relative_to(ours)
+    (ours / "chatfs").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (ours / "chatfs/sandboxes").symlink_to(tmp_path / "elsewhere")
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    with pytest.raises(Exception, match="mode 0700"), mountpoints.mount_point():
+        pass
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+@contextlib.contextmanager
+def on_a_terminal(demo: Sandboxed, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        demo.command("sandbox", "run", "demo/trip", "--", "sh", "-c", "test -t 0 && stty size; read x; echo got:$x"),
+        demo.command(*words),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
@@ -214,14 +200,24 @@ def test_a_terminal_is_its_own(demo: Cli) -> None:
     )
     try:
         os.close(theirs)
-        said = _read_until(ours, rb"\d+ \d+\r?\n")
-        os.write(ours, b"typed\r")
-        said += _read_until(ours, rb"got:typed")
-        assert process.wait(30) == 0, said
+        yield process, ours
     finally:
         process.kill()
         process.wait(30)
         os.close(ours)
+
+
+def test_a_terminal_is_its_own(demo: Sandboxed, chat: Chat) -> None:
+    """Another, of the same size; keys reach it, and a shell there has job control: Ctrl-C ends a job, not all."""
+    job = "trap 'echo interrupted; exit' INT; echo running; while :; do sleep 0.1; done"
+    script = f'test -t 0 && stty size; set -m; sh -c "{job}"; read x; echo got:$x'
+    with on_a_terminal(demo, "sandbox", "run", chat.path, "--", "sh", "-c", script) as (process, ours):
+        said = _read_until(ours, rb"\d+ \d+\r?\n(.|\n)*running")
+        os.write(ours, b"\x03")
+        said += _read_until(ours, rb"interrupted")
+        os.write(ours, b"typed\r")
+        said += _read_until(ours, rb"got:typed")
+        process.wait(30)
 
 
 def _read_until(fd: int, wanted: bytes) -> bytes:
@@ -234,21 +230,81 @@ def _read_until(fd: int, wanted: bytes) -> bytes:
     return found
 
 
+TIOCSTI = """
+import fcntl, os, sys, termios
+for fd in (0, 1, 2):
+    try:
+        fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
+    except OSError:
+        pass
+    try:
+        fcntl.ioctl(fd, termios.TIOCSTI, b"x")
+        sys.exit(9)
+    except OSError:
+        pass
+os.write(2, b"done\\n")
+"""
+
+
+def test_nothing_can_be_typed_into_the_terminal_of_who_runs_it(demo: Sandboxed, chat: Chat) -> None:
+    """Where only some of its files are that terminal, it has no other, and that one isn't its own to control."""
+    words = demo.command("sandbox", "run", chat.path, "--", "/usr/bin/python3", "-c", TIOCSTI)
+    ours, theirs = pty.openpty()
+
+    def control() -> None:
+        fcntl.ioctl(theirs, 0x540E, 0)  # TIOCSCTTY
+
+    process = subprocess.Popen(
+        words,
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=demo.environment,
+        cwd=REPOSITORY,
+        start_new_session=True,
+        preexec_fn=control,  # noqa: PLW1509 - as the shell does
+    )
+    os.close(theirs)
+    try:
+        _read_until(ours, b"done")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(30)
+        os.close(ours)
+        assert process.stdout is not None
+        process.stdout.close()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (("--runtime", "none", "--", "no-such-program"), "no-such-program can't be started"),
         (("--runtime", "none", "--image", "/x", "--", "true"), "--image needs a runtime"),
         (("--runtime", "podman", "--", "true"), "podman needs --image"),
+        (("--runtime", "podman", "--image=--privileged", "--", "true"), "is no image"),
         (("--image", "/no/such", "--", "true"), "no directory"),
         ((), "the following arguments are required"),
         (("--env", "1=2", "--", "true"), "sets nothing"),
     ],
 )
-def test_what_cannot_run_is_said_in_one_line(demo: Cli, words: tuple[str, ...], said: str) -> None:
-    code, out, err = sandboxed(demo, *words)
+def test_what_cannot_run_is_said_in_one_line(
+    stored: Sandboxed,
+    words: tuple[str, ...],
+    said: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chat = stored.chat()
+    for name, value in stored.environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    try:
+        code = main(["sandbox", "run", chat.path, *words])
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else -1
+    out, err = capfd.readouterr()
     assert code in {1, 2}
     assert (out, err.count("\n")) == ("", 1)
     assert said in err
-    assert left_over(demo) == []
-    assert demo.json("sandbox", "ls") == []
+    assert (stored.left_over(), chat.session()) == ([], None)

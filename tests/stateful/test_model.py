@@ -26,6 +26,7 @@ from tests.support.machine_workspace import WorkspaceMachine
 from tests.support.model import ChatModel
 from tests.support.mounts import message, mounting
 from tests.support.ops import append
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.mount
 
@@ -84,12 +85,9 @@ class TroubledMachine(RefusedMachine, WorkspaceMachine):
             except OSError as error:
                 refusal = error
         assert refusal is None or (faults.fired and code != SHORT), refusal
-        shown = before if self.there.directory(before).exists() else chat
-        for kept in self.there.directory(shown).glob("*.recovered-*"):
-            kept.unlink()
         self._as_before_or_after(chat, before, what, done=refusal is None)
         self._do(chat, what, number + 1)
-        self._settled(chat, what)
+        self._as_before_or_after(chat, before, what, done=True)
 
     def _do(self, chat: ChatModel, what: str, number: int) -> None:
         """One operation, noted in the model before it is made."""
@@ -127,15 +125,29 @@ class TroubledMachine(RefusedMachine, WorkspaceMachine):
     def _as_before_or_after(self, chat: ChatModel, before: ChatModel, what: str, *, done: bool) -> None:
         """Take the model that fits; a refused operation may have been done all the same, but not in part."""
         after = chat.copy()
-        for candidate in [after] if done else [before, after]:
-            chat.become(candidate)
-            try:
-                self._settled(chat, what)
-            except (AssertionError, OSError, StopIteration):
-                if candidate is after:
-                    raise
-            else:
-                return
+        candidates = [after] if done else [before, after]
+        failure: Exception | None = None
+
+        def fits() -> bool:
+            nonlocal failure
+            for candidate in candidates:
+                chat.become(candidate)
+                try:
+                    # What couldn't be committed is kept when the handle is released, some time after close(2).
+                    for kept in self.there.directory(chat).glob("*.recovered-*"):
+                        kept.unlink()
+                    self._settled(chat, what)
+                except (AssertionError, OSError, StopIteration) as error:
+                    failure = error
+                else:
+                    return True
+            return False
+
+        try:
+            wait_for(fits, 5, what="a state as before or after")
+        except AssertionError:
+            assert failure is not None
+            raise failure from None
 
 
 @pytest.mark.slow

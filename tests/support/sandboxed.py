@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from store import alive
-from store.model import ChatId, Millis, WorkspaceId, clock_ms
+from store.model import ChatId, Millis, WorkspaceId, clock_ms, uuid7
 from store.sandboxes import SandboxSession
 
 
@@ -14,4 +14,4 @@ def session_of(workspace: str, chat: str, *, lapses_in: int = 60_000) -> Any:
     """A session of this process, which lapses in so many milliseconds."""
     now = clock_ms()
     times = now, now, Millis(now + lapses_in)
-    return asdict(SandboxSession("s1", WorkspaceId(workspace), ChatId(chat), "none", *alive.this(), *times))
+    return asdict(SandboxSession(uuid7(), WorkspaceId(workspace), ChatId(chat), "none", *alive.this(), *times))

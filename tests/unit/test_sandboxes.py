@@ -16,10 +16,11 @@ from store.chat import Chat
 from store.driver import Document
 from store.errors import ChatBusy, NotHolder
 from store.library import Store, open_store
-from store.model import Millis, clock_ms
+from store.model import Millis, clock_ms, uuid7
 from store.sandboxes import LAPSE_MS, SandboxSession, begun
 from store.workspace_state import Place
 from tests.contract.backends import FakeClock
+from tests.support.sandboxed import session_of
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ async def test_a_session_whose_process_is_gone_is_over_at_once(chat: Chat):
     ended = await trio.run_process([sys.executable, "-c", "import os; print(os.getpid())"], capture_stdout=True)
     child = int(ended.stdout)
     session = SandboxSession(
-        "s", chat.workspace.id, chat.id, "none", child, 1, alive.here(), Millis(0), Millis(0), Millis(1 << 50)
+        uuid7(), chat.workspace.id, chat.id, "none", child, 1, alive.here(), Millis(0), Millis(0), Millis(1 << 47)
     )
     driver = chat.workspace.driver
     await driver.kv.put(f"sandboxes/{chat.id}", asdict(session))
@@ -100,6 +101,16 @@ async def test_a_chat_in_a_sandbox_is_neither_removed_nor_archived(chat: Chat):
                 await workspace.move_chat(chat.id, place, "c", "test")
         await workspace.move_chat(chat.id, Place.CHATS, "renamed", "test")
     await workspace.move_chat(chat.id, Place.ARCHIVE, "renamed", "test")
+
+
+NO_NUMBER = ({"pid": -1}, {"pid": 0}, {"pid": 1 << 80}, {"pid": True}, {"expires": 1 << 70}, {"started": -1})
+NO_ID = ({"id": "--all"}, {"id": "../x"}, {"id": ""}, {"chat": "\x1b[2J"}, {"workspace": 1}, {"more": 1})
+
+
+@pytest.mark.parametrize("wrong", [*NO_NUMBER, *NO_ID], ids=str)
+async def test_a_forged_document_names_no_process_and_nothing_else(chat: Chat, wrong: dict[str, object]):
+    assert sandboxes.decode(session_of(chat.workspace.id, chat.id)) is not None
+    assert sandboxes.decode(session_of(chat.workspace.id, chat.id) | wrong) is None
 
 
 @pytest.mark.parametrize("value", [None, [], {}, {"id": 1}, {"id": "s", "expires": 1 << 60}])

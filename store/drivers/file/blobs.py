@@ -22,7 +22,7 @@ from store import durability
 from store.driver import CHUNK
 from store.drivers.chunks import LONG, SMALL, Manifest, parts, sha256
 from store.drivers.file.labels import SUFFIX as LABEL
-from store.drivers.file.labels import Labels, is_alone
+from store.drivers.file.labels import Labels, draft_of, is_alone
 from store.drivers.file.objects import MANIFEST_SUFFIX, SMALL_SUFFIX, Objects
 from store.drivers.file.reading import Reading
 from store.drivers.file.staging import FileStaging
@@ -192,6 +192,19 @@ class FileBlobs:
 
     def _staging(self, base: Manifest | None, label: dict[str, Any] | None) -> FileStaging:
         return FileStaging(self._objects, self._labels, self._limiter, base, label)
+
+    def drafts(self) -> Sequence[tuple[dict[str, Any], int]]:
+        """See BlobStore."""
+        names = self._names_of_drafts()
+        chunks: dict[str, list[str]] = {}
+        for name in names:
+            if _CHUNK_NAME.fullmatch(name):
+                stem, _, rest = name.partition(".")
+                chunks.setdefault(stem, []).append(rest)
+        stems = [name.removesuffix(LABEL) for name in names if name.endswith(LABEL)]
+        with durability.failing("looking at drafts"):
+            found = [draft_of(f"{self._objects.drafts}/{stem}", chunks.get(stem, [])) for stem in stems]
+        return [draft for draft in found if draft is not None]
 
     async def abandoned(self) -> Sequence[FileStaging]:
         """See BlobStore."""
@@ -384,7 +397,7 @@ class _Arrivals:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         self._at = os.fstat(self._fd).st_size
         self._text = b""
         self.signal = Signal()
@@ -415,6 +428,6 @@ class _Arrivals:
                     await event.wait()
 
     def _reopen(self) -> None:
-        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         os.close(self._fd)
         self._fd, self._at = fd, 0

@@ -27,11 +27,12 @@ from store import durability
 from store.driver import Access, BlobStore, Clock, JsonKv, Lease, Progress
 from store.drivers.changes import Changes
 from store.drivers.file import format as store_format
-from store.drivers.file import migration
+from store.drivers.file import migration, takeover
 from store.drivers.file.blobs import FileBlobs
 from store.drivers.file.kv import FileKv
 from store.drivers.file.lease import FileLease
 from store.drivers.file.log import FileLog
+from store.drivers.file.peers import FilePeers
 from store.drivers.file.read_only import ReadOnlyBlobs, ReadOnlyKv, ReadOnlyLease
 from store.drivers.file.stable import Pace
 from store.drivers.file.text import LOG_NAME
@@ -40,6 +41,7 @@ from store.drivers.keys import check_space, space_in, spaces_directory
 from store.drivers.signal import Signal
 from store.errors import FormatError, ReadOnly, SpaceNotFound, StoreNotFound
 from store.model import SpaceId
+from store.peers import Peers
 
 THREADS: Final = 8
 _REPORT_SECONDS: Final = 0.1
@@ -68,7 +70,11 @@ class FileDriver:
         self.kv: JsonKv = (ReadOnlyKv if read_only else FileKv)(root, self._watches, self.limiter)
         self._blobs = (ReadOnlyBlobs if read_only else FileBlobs)(root, self._watches, self.limiter)
         self.blobs: BlobStore = self._blobs
-        self.leases: Lease = (ReadOnlyLease if read_only else FileLease)(self.local_dir, clock, self.limiter)
+        self._peers = FilePeers(root, read_only=read_only)
+        self.peers: Peers = self._peers
+        self.leases: Lease = (ReadOnlyLease if read_only else FileLease)(
+            self._own_dir, clock, self.limiter, self.peers.is_dead
+        )
 
     async def open_log(self, space: SpaceId, *, create: bool = False) -> FileLog:
         """See Driver."""
@@ -85,6 +91,11 @@ class FileDriver:
             await log.aclose()
             raise
         return log
+
+    def _own_dir(self, space: SpaceId) -> Path:
+        """Where a space is. Raises FormatError where a link would lead elsewhere."""
+        self._refuse_links(space)
+        return self.local_dir(space)
 
     def _refuse_links(self, space: SpaceId) -> None:
         """A link in the place of a directory would lead out of the store."""
@@ -115,7 +126,8 @@ class FileDriver:
         self._check_writable(f"deleting {space}")
         with durability.failing(f"deleting {space}"):
             try:
-                await trio.to_thread.run_sync(self._delete_space, directory, limiter=self.limiter)
+                async with takeover.maintenance(directory, space):
+                    await trio.to_thread.run_sync(self._delete_space, directory, limiter=self.limiter)
             except FileNotFoundError as error:
                 raise SpaceNotFound(f"there is no {space}") from error
 
@@ -176,6 +188,7 @@ class FileDriver:
         self._watched.clear()
         await self._watches.aclose()
         self._blobs.close()
+        self._peers.close()
 
     # ---- for the logs
 

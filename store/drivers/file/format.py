@@ -28,7 +28,7 @@ FORMAT: Final = 2
 DESCRIPTION: Final = "store.json"
 BACKUP: Final = "backup"
 """Where migrations leave what they change."""
-KNOWN: Final = frozenset({DESCRIPTION, BACKUP, "workspace", "objects", "kv", "drafts", "quarantine"})
+KNOWN: Final = frozenset({DESCRIPTION, BACKUP, "workspace", "objects", "kv", "drafts", "quarantine", "instances"})
 """What stands in a store's directory, besides the index and names that begin with a dot."""
 
 _BEFORE: Final = (f".{DESCRIPTION}.", "lost+found")

@@ -105,7 +105,7 @@ class Digests:
 
 def _digest(path: str) -> str:
     """Of a full chunk's file; "" where it isn't full."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         data = os.pread(fd, CHUNK + 1, 0)
     finally:

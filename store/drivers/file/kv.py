@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 import orjson
 import trio
 
-from store import durability
+from store import durability, regular
 from store.driver import ABSENT, Document, Etag, EtagConflict, KvChange
 from store.drivers.file import locks
 from store.drivers.file.watch import NAMES, Watches
@@ -147,10 +147,13 @@ class FileKv:
 
     def _load(self, path: Path) -> dict[str, Any] | None:
         try:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = regular.read(path)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno in regular.REFUSED:
+                raise FormatError(f"{path} isn't a file of its own: remove it, or restore it from a backup") from error
+            raise
         try:
             found = orjson.loads(data)
             if isinstance(found, dict) and {"key", "etag", "value"} <= found.keys():

@@ -17,17 +17,22 @@ import contextlib
 import fcntl
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import orjson
 
 from store import durability
+from store.driver import CHUNK
 from store.drivers.file.objects import Objects
 
 SUFFIX: Final = ".json"
 _NOTHING: Final = {"label": None, "base": None, "limit": 0, "size": 0}
 _SPARES: Final = 8
+GENERATIONS: Final = 1 << 32
+"""Of one draft of a label."""
+_READS: Final = 5
+"""How often a label is read that seems to be half written."""
 _SPARE_SIZE: Final = 4096
 """Bytes of the longest label that becomes a spare."""
 
@@ -129,3 +134,33 @@ def is_alone(fd: int) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def draft_of(stem: str, names: Sequence[str]) -> tuple[dict[str, Any], int] | None:
+    """Label and size of a draft that anybody may be writing to, `names` being its chunk files; None where it is none.
+
+    For who only counts: nothing is locked.
+    """
+    record: dict[str, Any] = {}
+    for _ in range(_READS):
+        try:
+            with open(stem + SUFFIX, "rb", buffering=0) as file:
+                record = orjson.loads(file.read())
+            label, size, draft = record["label"], int(record["size"]), int(record.get("draft", 0))
+            break
+        except FileNotFoundError:
+            return None
+        except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
+            continue  # it is being written
+    else:
+        return None
+    latest: dict[int, int] = {}
+    for name in names:
+        index, generation = map(int, name.split("."))
+        if generation // GENERATIONS == draft:
+            latest[index] = max(latest.get(index, 0), generation)
+    for index, generation in latest.items():
+        with contextlib.suppress(FileNotFoundError):
+            if end := os.lstat(f"{stem}.{index}.{generation}").st_size:
+                size = max(size, index * CHUNK + end)
+    return (label, size) if isinstance(label, dict) else None

@@ -1,8 +1,8 @@
 """Append to a log, truncate it, make it durable, follow it. The text itself is `text`'s, what ends it is `tail`'s.
 
-Lock order: an instance's `_mutex`, then the flock of the log file. The flock excludes other instances, in this process
-as in others; whoever holds it may append, repair and replace the file. Between taking and giving back an uncontended
-flock there is no await, so appends of one process never interleave.
+Between taking and giving back an uncontended flock there is no await, so appends of one process never interleave. The
+flock of one who was stopped meanwhile is broken: every write is followed by a look whether it still counts
+(`takeover`).
 
 A failed append is undone with ftruncate. Where that fails, or an fsync does, nobody knows what the disk has: the
 instance refuses appends and syncs until `recover` has looked, and written again what may be lost (`stable`).
@@ -12,105 +12,38 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
 from store import durability
-from store.driver import Clock
-from store.drivers.batch import encode
-from store.drivers.file import locks, repair
-from store.drivers.file.lease import EpochRecord
-from store.drivers.file.readers import Backward, Cursor, Forward
-from store.drivers.file.stable import Pace, Stable, checked
-from store.drivers.file.tail import UNSYNCED, Mark, pread_all
-from store.drivers.file.text import BASE_NAME, Look, Text, encode_base
-from store.drivers.signal import Signal
+from store.drivers.batch import behind, encode, verbatim
+from store.drivers.file import adopting, locks, takeover, truncating
+from store.drivers.file.fence import EpochRecord
+from store.drivers.file.locked import LockedLog, Surroundings
+from store.drivers.file.stable import checked
+from store.drivers.file.subscription import Subscription
+from store.drivers.file.tail import Mark, pread_all
+from store.drivers.file.takeover import Overtaken
+from store.drivers.file.text import is_left
 from store.errors import CorruptLog, ReadOnly, SeqConflict, SpaceNotFound, StaleEpoch, StoreError, StoreFailed
-from store.model import Entries, Entry, Epoch, Head, NewEntry, Seq, SpaceId
+from store.model import Entry, Epoch, Head, NewEntry, Seq, SpaceId
 
 _BESIDE_DATA: Final = 100
 """Bytes of a line beside its data, about."""
 
 
-class Surroundings(Protocol):
-    """What a log needs of its driver."""
-
-    root: Path
-    clock: Clock
-    limiter: trio.CapacityLimiter
-    pace: Pace
-    read_only: bool
-
-    def signal(self, space: SpaceId) -> Signal:
-        """The space's, shared by all instances in this driver."""
-        ...
-
-    def follow(self, space: SpaceId) -> Callable[[], None]:
-        """Notify the space's signal when another process changes the log, until what is returned is called."""
-        ...
-
-
-class FileLog:
+class FileLog(LockedLog):
     """An opened log; see `store.driver.AppendLog`."""
 
     def __init__(self, around: Surroundings, space: SpaceId) -> None:
-        self.space = space
-        self._around = around
-        self.text = Text(space, around.root / space, read_only=around.read_only)
+        super().__init__(around, space)
         self._epochs = EpochRecord(space, self.text.directory)
-        self.signal = around.signal(space)
-        self._mutex = trio.Lock()
-        self._stable = Stable(self.text, around.root, around.pace, around.limiter)
         self._attempted = b""
         """What a failed append tried to write behind the head, where it couldn't be undone."""
         self._subscriptions: set[Subscription] = set()
-
-    async def open(self) -> None:
-        """Find the end, finish what a crash interrupted."""
-        async with self._flock():
-            with durability.failing(f"opening the log of {self.space}"):
-                self._attach()
-                self._stable.opened()
-
-    # ---- looking
-
-    @property
-    def head(self) -> Head:
-        """See AppendLog."""
-        return self.text.shown
-
-    async def refresh(self) -> Head:
-        """See AppendLog."""
-        while True:
-            seen = self.text.look()
-            if seen is Look.SEEN:
-                return self.text.shown
-            if seen is Look.MORE:
-                await trio.lowlevel.checkpoint()
-                continue
-            async with self._locked():
-                self._settle()
-
-    def read(self, since: Seq = Seq(0), limit: int | None = None, *, reverse: bool = False) -> AsyncIterator[Entry]:
-        """See AppendLog."""
-        return Backward(self.text, since, limit) if reverse else Forward(self.text, since, limit)
-
-    @property
-    def text_id(self) -> int:
-        """See AppendLog."""
-        return hash((self.text.inode, self.text.head.first_seq))
-
-    def read_batches(self, since: Seq = Seq(0)) -> AsyncGenerator[Entries, None]:
-        """See AppendLog."""
-        return Forward(self.text, since, None).batches()
-
-    def read_text(self, offset: int, size: int) -> bytes:
-        """See AppendLog."""
-        return self.text.read_text(offset, size)
 
     @asynccontextmanager
     async def subscribe(self, since: Seq | None = None) -> AsyncIterator[AsyncIterator[Entry]]:
@@ -132,7 +65,12 @@ class FileLog:
     # ---- appending
 
     async def append(
-        self, batch: Sequence[NewEntry], *, expected_seq: Seq | None = None, epoch: Epoch | None = None
+        self,
+        batch: Sequence[NewEntry],
+        *,
+        expected_seq: Seq | None = None,
+        epoch: Epoch | None = None,
+        intent: Callable[[Head], None] | None = None,
     ) -> Seq:
         """See AppendLog."""
         text = self.text
@@ -143,19 +81,25 @@ class FileLog:
             try:
                 stat = os.fstat(text.fd)
                 if stat.st_nlink:
-                    seq = self._append(batch, expected_seq, epoch, stat.st_size)
+                    seq = self._append(batch, expected_seq, epoch, intent, stat.st_size)
+            except Overtaken:
+                pass
             finally:
-                locks.unlock(text.fd)
-        if seq is None:
-            async with self._locked():
-                seq = self._append(batch, expected_seq, epoch, os.fstat(text.fd).st_size)
+                text.unlock()
+        while seq is None:
+            with contextlib.suppress(Overtaken):
+                async with self._locked():
+                    seq = self._append(batch, expected_seq, epoch, intent, os.fstat(text.fd).st_size)
         if text.head.size > self._stable.due:
-            # What was appended stays so, whatever becomes of the sync: a failure meets the next append or sync.
-            with trio.CancelScope(shield=True), contextlib.suppress(StoreError):
-                await self.sync()
+            await self._sync_due()
         return seq
 
-    def append_now(self, batch: Sequence[NewEntry]) -> list[Entry] | None:
+    async def _sync_due(self) -> None:
+        """What was appended stays so, whatever becomes of the sync: a failure meets the next append or sync."""
+        with trio.CancelScope(shield=True), contextlib.suppress(StoreError):
+            await self.sync()
+
+    def append_now(self, batch: Sequence[NewEntry], *, epoch: Epoch | None = None) -> list[Entry] | None:
         """See AppendLog."""
         text, head, stable = self.text, self.text.head, self._stable
         if (
@@ -172,11 +116,21 @@ class FileLog:
             stat = os.fstat(text.fd)
             if stat.st_size != head.size or not stat.st_nlink:
                 return None
-            return self._write(batch)
+            self._check_epoch(epoch)
+            return self._write(batch, None)
+        except Overtaken:
+            return None
         finally:
-            locks.unlock(text.fd)
+            text.unlock()
 
-    def _append(self, batch: Sequence[NewEntry], expected_seq: Seq | None, epoch: Epoch | None, size: int) -> Seq:
+    def _append(
+        self,
+        batch: Sequence[NewEntry],
+        expected_seq: Seq | None,
+        epoch: Epoch | None,
+        intent: Callable[[Head], None] | None,
+        size: int,
+    ) -> Seq:
         """Under the lock, with the file that is there now."""
         text = self.text
         if (failure := self._stable.failure) is not None:
@@ -184,21 +138,33 @@ class FileLog:
         if size != text.head.size or text.damage is not None:
             self._settle()
             text.raise_damage()
+            if is_left(text.fd, text.path):
+                raise Overtaken
         head = text.head
         if expected_seq is not None and head.seq != expected_seq:
             raise SeqConflict(f"{self.space} is at entry {head.seq}, not {expected_seq}", current=head.seq)
-        if epoch is not None and (granted := self._epochs.current()) > epoch:
-            raise StaleEpoch(f"the lease of {self.space} was granted anew: acquire it", current=granted)
+        self._check_epoch(epoch)
         if not batch:
             return head.seq
         if not text.writable:
             raise ReadOnly(f"the log of {self.space} can't be written")
-        return self._write(batch)[-1].seq
+        return self._write(batch, intent)[-1].seq
 
-    def _write(self, batch: Sequence[NewEntry]) -> list[Entry]:
+    def _check_epoch(self, epoch: Epoch | None) -> None:
+        if epoch is not None and (granted := self._epochs.current()) > epoch:
+            raise StaleEpoch(f"the lease of {self.space} was granted anew: acquire it", current=granted)
+
+    def _write(self, batch: Sequence[NewEntry], intent: Callable[[Head], None] | None) -> list[Entry]:
         """Under the lock, where the file ends with the head."""
+        data, head, entries = encode(batch, self.text.head, self._around.clock, self.space)
+        if intent is not None:
+            intent(head)
+        self._put(data, head)
+        return entries
+
+    def _put(self, data: bytes, head: Head) -> None:
+        """Under the lock: write lines, behind which the head is that one."""
         text = self.text
-        data, head, entries = encode(batch, text.head, self._around.clock, self.space)
         try:
             durability.write_all("log.append", text.fd, data)
         except BaseException as error:
@@ -206,9 +172,33 @@ class FileLog:
             if isinstance(error, OSError):
                 raise durability.store_error(error, f"appending to {self.space}") from error
             raise
-        text.advance(head)
+        if is_left(text.fd, text.path):
+            self._find_again(head)
+        else:
+            text.advance(head)
         self.signal.notify()
-        return entries
+
+    def _find_again(self, head: Head) -> None:
+        """The log was taken over while lines were written: are they in the new one? Raises Overtaken if not."""
+        text = self.text
+        attached = False
+        while not attached:
+            try:
+                fd = takeover.hold_now(text.directory, self.space)
+            except FileNotFoundError as error:
+                raise SpaceNotFound(f"there is no log of {self.space}") from error
+            except StoreFailed as error:
+                what = f"the log of {self.space} was taken over during an append"
+                self._stable.failed(what, TimeoutError(str(error)))
+                raise
+            try:
+                attached = self._attach(fd)
+            finally:
+                os.close(fd)
+        with durability.failing(f"reading the log of {self.space}"):
+            found = text.position(head.seq)
+        if found is None or (found.seq, found.crc) != (head.seq, head.crc):
+            raise Overtaken
 
     def _undo(self, data: bytes) -> None:
         fd, size = self.text.fd, self.text.head.size
@@ -220,62 +210,37 @@ class FileLog:
             self._attempted = data
             self._stable.failed(f"undoing a failed append to {self.space} failed", error)
 
-    # ---- under the lock
-
-    @asynccontextmanager
-    async def _flock(self) -> AsyncIterator[None]:
-        """Hold the flock of the file that is there now; awaits whoever has it."""
-        try:
-            fd = await locks.acquire(self.text.path, self._around.limiter)
-        except FileNotFoundError as error:
-            raise SpaceNotFound(f"there is no log of {self.space}") from error
-        except OSError as error:
-            raise durability.store_error(error, f"locking the log of {self.space}") from error
-        try:
-            yield
-        finally:
-            os.close(fd)
-
-    @asynccontextmanager
-    async def _locked(self) -> AsyncIterator[None]:
-        """The same, with the text attached to that file."""
-        async with self._mutex, self._flock():
-            self.text.check_open()
-            if not os.fstat(self.text.fd).st_nlink:
-                with durability.failing(f"opening the log of {self.space}"):
-                    self._attach()
-            yield
-
-    def _attach(self) -> None:
+    async def adopt(self, entries: Sequence[Entry], *, after: Head | None = None) -> Seq:
+        """See AppendLog."""
         text = self.text
-        text.attach()
-        if text.interrupted:
-            self._finish_truncation()
-        self._settle()
-        self._stable.due = text.head.size + UNSYNCED
+        async with self._locked(maintained=True):
+            self._append((), None, None, None, os.fstat(text.fd).st_size)  # looks, and raises what is in the way
+            if not text.writable:
+                raise ReadOnly(f"the log of {self.space} can't be written")
+            if after is not None:
+                begin = behind(text.shown, after, self.space)
+                data, _ = verbatim(entries, begin, self.space)
+                with durability.failing(f"appending to {self.space}"):
+                    await self._in_thread(adopting.begin, text, self._stable, begin, data)
+                    text.attach()
+                self.signal.notify()
+            elif entries:
+                data, head = verbatim(entries, text.head, self.space)
+                self._put(data, head)
+        if text.head.size > self._stable.due:
+            await self._sync_due()
+        return text.head.seq
 
-    def _settle(self) -> None:
-        """Take in what others appended; move a torn tail to quarantine."""
-        text = self.text
-        torn = text.settle()
-        if torn and text.writable:
-            with durability.failing(f"repairing the log of {self.space}"):
-                self._cut(torn)
-
-    def _cut(self, size: int) -> None:
-        """Move the `size` bytes behind the head, which are all there are, to quarantine."""
-        text = self.text
-        repair.quarantine(self._around.root, self.space, text.fd, text.head, size, self._around.clock())
-        durability.system.ftruncate("log.repair", text.fd, text.head.size)
-        # Else a power cut could leave old bytes among those that are appended next, which isn't a torn tail.
-        with self._stable.decisive("repairing"):
-            durability.system.fdatasync("log.repair", text.fd)
+    @property
+    def base(self) -> Head:
+        """See AppendLog."""
+        return adopting.base_of(self.text)
 
     # ---- truncating
 
     async def truncate_before(self, seq: Seq) -> None:
         """See AppendLog."""
-        async with self._locked():
+        async with self._locked(maintained=True):
             if (failure := self._stable.failure) is not None:
                 raise failure
             self._settle()
@@ -294,49 +259,9 @@ class FileLog:
                     pass
                 raise StoreFailed(f"entry {seq - 1} of {self.space} can't be found: run chatfs fsck --repair")
             with durability.failing(f"truncating the log of {self.space}"):
-                await self._in_thread(self._replace, base, True)
+                await self._in_thread(truncating.replace, text, self._stable, base, True)
                 text.attach()
             self.signal.notify()
-
-    async def _in_thread(self, work: Callable[..., None], *args: object) -> None:
-        """Let a thread work on the text, on a descriptor of its own. The flock stays held: other instances wait.
-
-        What attaches the text to another file is done here, on the loop: readers use its descriptor at any time.
-        """
-        fd = os.dup(self.text.fd)
-        try:
-            await trio.to_thread.run_sync(work, fd, *args, limiter=self._around.limiter)
-        finally:
-            os.close(fd)
-        self.text.check_open()
-
-    def _replace(self, fd: int, base: Mark, record: bool) -> None:  # noqa: FBT001
-        """Put what stands behind `base` in `fd` in the log's place. In a thread, or while opening; under the lock."""
-        text = self.text
-        directory = text.directory
-        if record:
-            with self._stable.decisive("truncating"):
-                durability.system.fdatasync("log.truncate", fd)
-
-        def write_base() -> None:
-            if record:
-                durability.atomic_replace("log.base", directory / BASE_NAME, encode_base(base))
-
-        with durability.replacing("log.truncate", text.path, before_rename=write_base) as target:
-            offset = base.end
-            while piece := os.pread(fd, 1024 * 1024, offset):
-                durability.write_all("log.truncate", target, piece)
-                offset += len(piece)
-        with self._stable.decisive("truncating"):
-            durability.fsync_dir("log.truncate", directory)
-
-    def _finish_truncation(self) -> None:
-        """The base is written, the log isn't shortened yet: do that where it can be written."""
-        text = self.text
-        text.skip_dropped()
-        if text.writable:
-            self._replace(text.fd, text.base, False)
-            text.attach()
 
     # ---- durability
 
@@ -356,7 +281,7 @@ class FileLog:
 
     async def recover(self) -> None:
         """See AppendLog."""
-        async with self._locked():
+        async with self._locked(maintained=True):
             if self._stable.failure is None:
                 return
             text = self.text
@@ -366,7 +291,10 @@ class FileLog:
                 since = self._stable.stable_mark()
                 known, inode = text.head.seq, text.inode
                 self._cut_attempted()
-                self._attach()
+                text.attach()
+                if text.interrupted:
+                    self._finish_truncation(maintained=True)
+                self._attached()
                 if text.inode != inode:  # a truncation was finished
                     since = None
                 if text.head.seq < known:
@@ -393,7 +321,7 @@ class FileLog:
         else:
             for _ in checked(text, fd, text.base):
                 pass
-            self._replace(fd, text.base, False)
+            truncating.replace(fd, text, self._stable, text.base, False)
 
     async def aclose(self) -> None:
         """See AppendLog."""
@@ -402,37 +330,3 @@ class FileLog:
         for subscription in self._subscriptions:
             subscription.end()
         self.signal.notify()
-
-
-class Subscription:
-    """Replay, then live: a cursor over a view of its own, so that a slow reader costs one piece of text."""
-
-    def __init__(self, log: FileLog, since: int | None) -> None:
-        self._log = log
-        self._text = log.text
-        self._cursor = Cursor(log.text, log.head.seq if since is None else since)
-        self._ended = False
-
-    def end(self) -> None:
-        """The log that was subscribed to is closed."""
-        self._ended = True
-
-    def __aiter__(self) -> Subscription:
-        return self
-
-    async def __anext__(self) -> Entry:
-        cursor = self._cursor
-        while (entry := cursor.ready()) is None:
-            await trio.lowlevel.checkpoint()
-            if cursor.fill():
-                continue
-            # The event first: what is appended between the look and the wait wakes.
-            moved = self._log.signal.event()
-            if self._ended:
-                raise trio.ClosedResourceError(f"the log of {self._log.space} was closed")
-            await self._log.refresh()
-            if cursor.seq < self._text.head.seq:
-                continue
-            self._text.raise_damage()
-            await moved.wait()
-        return entry

@@ -90,7 +90,7 @@ def finish(root: Path, present: int) -> None:
 @contextlib.contextmanager
 def _alone(root: Path, report: Report) -> Iterator[None]:
     while True:
-        fd = os.open(root / DESCRIPTION, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        fd = os.open(root / DESCRIPTION, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             while not locks.try_lock(fd):
                 report(0, 0)

@@ -23,13 +23,14 @@ import fcntl
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
-from store import durability
+from store import durability, regular
 from store.driver import CHUNK
 from store.drivers.chunks import Manifest, decode_manifest, sha256, split_digest
+from store.drivers.file.held import Held
 from store.errors import BlobNotFound, CorruptBlob
 from store.model import Digest
 
@@ -43,33 +44,12 @@ _MANIFESTS: Final = 64
 _ANNOUNCED: Final = 1024 * 1024
 """Bytes of `objects/announced` after which it begins anew."""
 
+Keep: TypeAlias = Callable[[str, tuple[int, int, int], bytes], None]
+
 
 def suffix_of(manifest: Manifest) -> str:
     """How the files of a blob's chunks end."""
     return CHUNK_SUFFIX if manifest.size > CHUNK else SMALL_SUFFIX
-
-
-class _Held(contextlib.AbstractContextManager[None]):
-    """Not a generator: it is entered for every blob."""
-
-    __slots__ = ("_fd", "_how", "_objects")
-
-    def __init__(self, objects: Objects, how: int) -> None:
-        self._objects = objects
-        self._how = how
-        self._fd = -1
-
-    def __enter__(self) -> None:
-        fd = self._objects.open_lock()
-        try:
-            fcntl.flock(fd, self._how)
-        except BaseException:
-            os.close(fd)
-            raise
-        self._fd = fd
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self._fd)
 
 
 class Objects:
@@ -110,7 +90,7 @@ class Objects:
 
     def held(self, *, alone: bool = False, wait: bool = True) -> contextlib.AbstractContextManager[None]:
         """Hold the lock; raises BlockingIOError where it isn't free and `wait` is off."""
-        return _Held(self, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+        return Held(self.open_lock, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
 
     def open_lock(self) -> int:
         """A descriptor that can be locked."""
@@ -138,11 +118,15 @@ class Objects:
             os.close(fd)
         return data[offset : offset + size]
 
-    def read_whole(self, name: str) -> tuple[tuple[int, int, int], bytes]:
-        """All bytes of an object, hashed now, and what `open` says of them. Raises BlobNotFound, CorruptBlob."""
+    def check(self, name: str, keep: Keep) -> None:
+        """Hash an object, unless its bytes are known to be right. Raises BlobNotFound, CorruptBlob.
+
+        `keep` gets its name, what `open` says of it and its bytes, before these are known to anybody to be right.
+        """
         fd, identity = self.open(name)
         try:
-            return identity, self._right(name, fd, identity)
+            if not self.is_right(self.path(name), identity):
+                self._right(name, fd, identity, keep)
         finally:
             os.close(fd)
 
@@ -160,15 +144,17 @@ class Objects:
         """Whether the bytes of the object at `path` are known to be what its name says."""
         return self._checked.get(path) == identity
 
-    def _right(self, name: str, fd: int, identity: tuple[int, int, int]) -> bytes:
+    def _right(self, name: str, fd: int, identity: tuple[int, int, int], keep: Keep | None = None) -> bytes:
         data = self._whole(fd, identity[2])
         self._check(name, data)
+        if keep is not None:
+            keep(name, identity, data)
         self._remember(self.path(name), identity)
         return data
 
     def _open(self, path: str, name: str) -> int:
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise BlobNotFound(f"no blob {name.partition('.')[0]}") from error
         except OSError as error:
@@ -417,8 +403,7 @@ class Objects:
         for other in self.names(MANIFEST_SUFFIX):
             if not chunks:
                 return
-            with open(self.path(other), "rb") as file:
-                chunks.difference_update(line.decode() for line in file.read().split(b"\n")[1:])
+            chunks.difference_update(line.decode() for line in regular.read(self.path(other)).split(b"\n")[1:])
         for chunk in chunks:
             self.drop(chunk + CHUNK_SUFFIX)
 
@@ -436,7 +421,8 @@ class Objects:
     def groups(self) -> list[str]:
         """The directories, sorted."""
         try:
-            return sorted(name for name in os.listdir(self.directory) if len(name) == 2)
+            with os.scandir(self.directory) as found:
+                return sorted(each.name for each in found if len(each.name) == 2 and each.is_dir(follow_symlinks=False))
         except FileNotFoundError:
             return []
 

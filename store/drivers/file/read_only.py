@@ -5,7 +5,7 @@ Concurrency: as in `kv`, `blobs`, `lease`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NoReturn
 
 from store.driver import Document, Etag, EtagConflict, Grant
@@ -70,5 +70,14 @@ class ReadOnlyBlobs(FileBlobs):
 class ReadOnlyLease(FileLease):
     """See `store.driver.Lease`."""
 
-    async def _change(self, space: SpaceId, decide: Callable[[Grant | None], Grant]) -> Grant:
-        _refuse(f"changing the lease of {space}")
+    async def acquire(self, space: SpaceId, holder: str, ttl_ms: int, *, lapsed: Grant | None = None) -> Grant:
+        """Refused."""
+        _refuse(f"acquiring the lease of {space}")
+
+    async def renew(self, grant: Grant, ttl_ms: int) -> Grant:
+        """Refused."""
+        _refuse(f"renewing the lease of {grant.space}")
+
+    async def release(self, grant: Grant) -> None:
+        """Refused."""
+        _refuse(f"releasing the lease of {grant.space}")

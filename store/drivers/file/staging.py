@@ -35,7 +35,7 @@ from store.driver import CHUNK
 from store.drivers.chunks import Manifest, parts
 from store.drivers.file.commit import Frozen, add_small, make_blob
 from store.drivers.file.hashing import INLINE, Digests
-from store.drivers.file.labels import SUFFIX, Label, Labels
+from store.drivers.file.labels import GENERATIONS, SUFFIX, Label, Labels
 from store.drivers.file.objects import Objects, suffix_of
 from store.errors import BlobNotFound, CorruptBlob
 from store.model import BlobRef, Digest
@@ -43,8 +43,6 @@ from store.turns import take
 
 _OPEN: Final = 4
 """How many chunk files stay open."""
-_GENERATIONS: Final = 1 << 32
-"""Of one draft of a label."""
 
 
 class FileStaging:
@@ -212,7 +210,7 @@ class FileStaging:
             self._settle()
         if self._file is None:
             self._file = self._labels.make(self._record())
-            self._generation = self._file.draft * _GENERATIONS
+            self._generation = self._file.draft * GENERATIONS
 
     def _record(self) -> dict[str, Any]:
         base = self._base.digest if self._base else None
@@ -407,7 +405,7 @@ class FileStaging:
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError):
             return None
         chunks = [(int(index), int(generation)) for index, _, generation in (name.partition(".") for name in names)]
-        own = [item for item in chunks if item[1] // _GENERATIONS == draft]
+        own = [item for item in chunks if item[1] // GENERATIONS == draft]
         if label is None or (digest is None and not size and not own):
             return None
         base = None
@@ -420,7 +418,7 @@ class FileStaging:
         staging = cls(objects, labels, limiter, base, label)
         staging._file = Label(stem, fd, len(text), draft, taken_over=True)
         staging._limit = limit
-        staging._older = [item for item in chunks if item[1] // _GENERATIONS != draft]
+        staging._older = [item for item in chunks if item[1] // GENERATIONS != draft]
         for index, generation in own:
             if generation < staging._files.get(index, -1):
                 staging._older.append((index, generation))
@@ -434,5 +432,5 @@ class FileStaging:
                 size = max(size, item[0] * CHUNK + end)
         staging._size = size
         # What is there may be linked as a blob already, so it is only copied.
-        staging._generation = max(staging._files.values(), default=draft * _GENERATIONS - 1) + 1
+        staging._generation = max(staging._files.values(), default=draft * GENERATIONS - 1) + 1
         return staging

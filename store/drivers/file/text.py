@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from enum import Enum
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,8 @@ from typing import Final
 import orjson
 import trio
 
-from store import codec
+from store import codec, regular
+from store.drivers.file import locks
 from store.drivers.file.tail import LONGEST, ORIGIN, Mark, last_batch, locate, pread_all, seq_of, without_holes
 from store.drivers.file.torn import is_torn
 from store.errors import CorruptLog, FormatError, SpaceNotFound, StoreFailed, Truncated
@@ -53,13 +55,29 @@ def encode_base(base: Mark) -> bytes:
 def read_base(directory: Path) -> Mark:
     """What was truncated away last."""
     try:
-        with open(directory / BASE_NAME, "rb") as file:
-            found = orjson.loads(file.read())
+        found = orjson.loads(regular.read(directory / BASE_NAME))
         return Mark(int(found["seq"]), int(found["ts"]), int(found["crc"]))
     except FileNotFoundError:
         return ORIGIN
-    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in regular.REFUSED:
+            raise
         raise FormatError(f"{directory / BASE_NAME} can't be read: restore it from a backup") from error
+
+
+def is_left(fd: int, path: Path) -> bool:
+    """Whether the log that `fd` has open was replaced by another, or deleted: what is written to it now is lost.
+
+    One that is taken over is sealed, so mostly one fstat tells (see `takeover`).
+    """
+    found = os.fstat(fd)
+    if found.st_nlink and found.st_mode & stat.S_IWUSR:
+        return False
+    try:
+        named = os.lstat(path)
+    except FileNotFoundError:
+        return True
+    return (named.st_ino, named.st_dev) != (found.st_ino, found.st_dev)
 
 
 class Text:
@@ -85,21 +103,17 @@ class Text:
         """The file still has entries that `base` says were dropped: the truncation has to be finished, or
         `skip_dropped` called."""
 
-    def attach(self) -> None:
-        """Open the file that is there now, and find its end (unless `interrupted`). Under the log's lock."""
+    def attach(self, locked: int = -1) -> bool:
+        """Open the file that is there now, and find its end (unless `interrupted`). Under the log's lock.
+
+        False, and nothing is changed, where it isn't the one that `locked` has open.
+        """
+        fd, writable = self._open()
+        if locked >= 0 and os.fstat(fd).st_ino != os.fstat(locked).st_ino:
+            os.close(fd)
+            return False
         self.close()
-        self.writable = not self._read_only
-        flags = os.O_RDWR | os.O_APPEND if self.writable else os.O_RDONLY
-        try:
-            try:
-                self.fd = os.open(self.path, flags | os.O_CLOEXEC | os.O_NOFOLLOW)
-            except OSError as error:
-                if error.errno not in _NOT_WRITABLE:
-                    raise
-                self.fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-                self.writable = False
-        except FileNotFoundError as error:
-            raise SpaceNotFound(f"there is no log of {self.space}") from error
+        self.fd, self.writable = fd, writable
         self.base = read_base(self.directory)
         self.damage = self._torn = None
         self.generation += 1
@@ -109,6 +123,19 @@ class Text:
         self.interrupted = first <= self.base.seq
         if not self.interrupted:
             self._find_end()
+        return True
+
+    def _open(self) -> tuple[int, bool]:
+        try:
+            if not self._read_only:
+                try:
+                    return os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW), True
+                except OSError as error:
+                    if error.errno not in _NOT_WRITABLE:
+                        raise
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), False
+        except FileNotFoundError as error:
+            raise SpaceNotFound(f"there is no log of {self.space}") from error
 
     def skip_dropped(self) -> None:
         """The text begins behind what `base` says was dropped. Raises StoreFailed where that isn't in the file."""
@@ -134,6 +161,11 @@ class Text:
         if fd >= 0:
             os.close(fd)
 
+    def unlock(self) -> None:
+        """Give back the flock that was taken on `fd`, unless that was closed or belongs to another file by now."""
+        if self.fd >= 0:
+            locks.unlock(self.fd)
+
     def __del__(self) -> None:
         # Who forgets to close a log must not keep its descriptor for the life of the process.
         self.close()
@@ -148,20 +180,23 @@ class Text:
         self.check_open()
         if self.damage is not None:
             return Look.SEEN if os.fstat(self.fd).st_nlink else Look.REPLACED
-        stat = os.fstat(self.fd)
-        if not stat.st_nlink:
+        found = os.fstat(self.fd)
+        if not found.st_nlink:
             return Look.REPLACED
         head = self.head
-        if stat.st_size == head.size:
+        if found.st_size == head.size:
             return Look.SEEN
-        if self._torn == (stat.st_size, stat.st_mtime_ns):
+        if self._torn == (found.st_size, found.st_mtime_ns):
             return Look.SEEN
-        if stat.st_size < head.size:
+        if found.st_size < head.size:
             return Look.UNSURE
-        mark, complete = self._scan(stat.st_size)
+        mark, complete = self._scan(found.st_size)
+        if is_left(self.fd, self.path):
+            # What its last owner wrote after it was taken over is in no log.
+            return Look.REPLACED
         if mark is not None:
             self.advance(Head(Seq(mark.seq), Millis(mark.ts), mark.crc, head.first_seq, mark.end))
-            return Look.SEEN if mark.end == stat.st_size else Look.MORE
+            return Look.SEEN if mark.end == found.st_size else Look.MORE
         return Look.SEEN if complete else Look.UNSURE
 
     def advance(self, head: Head) -> None:
@@ -210,14 +245,14 @@ class Text:
             pass
         if self.damage is not None or seen is Look.REPLACED:
             return 0
-        stat = os.fstat(self.fd)
+        found = os.fstat(self.fd)
         head = self.head
-        if stat.st_size < head.size:
+        if found.st_size < head.size:
             self.shrank()
-        elif stat.st_size > head.size:
-            if is_torn(self.fd, Mark(head.seq, head.ts, head.crc, head.size), stat.st_size):
-                self._torn = stat.st_size, stat.st_mtime_ns
-                return stat.st_size - head.size
+        elif found.st_size > head.size:
+            if is_torn(self.fd, Mark(head.seq, head.ts, head.crc, head.size), found.st_size):
+                self._torn = found.st_size, found.st_mtime_ns
+                return found.st_size - head.size
             self._damaged("is damaged")
         return 0
 

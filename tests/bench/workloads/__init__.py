@@ -9,12 +9,14 @@ from tests.bench.bench import Bench
 from tests.bench.comparison import Comparison
 from tests.bench.measure import Measure
 from tests.bench.workloads.appending import append
+from tests.bench.workloads.authority import forwarded, handover, held
 from tests.bench.workloads.checking import checking
 from tests.bench.workloads.cold import cold_listing, cold_reads, round_trips
 from tests.bench.workloads.durable import durable_appends
 from tests.bench.workloads.folding import folding
 from tests.bench.workloads.following import follow
 from tests.bench.workloads.forgetting import forgetting
+from tests.bench.workloads.git import in_git
 from tests.bench.workloads.indexing import indexing, opening
 from tests.bench.workloads.listing import listing, memory
 from tests.bench.workloads.strict import strict
@@ -41,10 +43,14 @@ WORKLOADS: Final[dict[str, Workload]] = PEERS | {
     "append": append,
     "durable": durable_appends,
     "strict": strict,
+    "held": held,
+    "forwarded": forwarded,
+    "handover": handover,
     "listing": listing,
     "memory": memory,
     "folding": folding,
     "indexing": indexing,
     "opening": opening,
     "fsck": checking,
+    "git": in_git,
 }

@@ -1,0 +1,1 @@
+"""Chats in the formats of other programs."""
