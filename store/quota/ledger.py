@@ -31,8 +31,8 @@ import orjson
 import trio
 
 from store import durability
-from store.drivers.file.locks import owner, try_lock, unlock
 from store.errors import StoreFailed
+from store.locks import owner, try_lock, unlock
 from store.model import clock_ms
 
 LEDGER: Final = "quota.ledger"

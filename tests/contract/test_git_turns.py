@@ -17,8 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from store import durability
-from store.drivers.file import locks
+from store import durability, locks
 from store.drivers.git import commits
 from store.drivers.git import turn as turns
 from store.drivers.git.log import GitLog

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from store import durability
+from store import durability, locks
 from store.driver import AppendLog, Driver
-from store.drivers.file import locks, takeover
+from store.drivers.file import takeover
 from store.drivers.file.text import LOG_NAME
 from store.errors import StoreError, StoreFailed, StoreFull
 from tests.contract.backends import SPACE, FaultySystem, FileBackend, entries, faulty

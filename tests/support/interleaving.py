@@ -25,8 +25,8 @@ import pytest
 import trio
 import trio.testing
 
-from store import durability
-from store.drivers.file import fence, lease, locked, locks, log, tail, takeover, text, truncating
+from store import durability, locks
+from store.drivers.file import fence, lease, locked, log, tail, takeover, text, truncating
 
 MODULES = (fence, lease, locked, locks, log, tail, takeover, text, truncating)
 T = TypeVar("T")

@@ -18,12 +18,12 @@ import pytest
 import trio
 
 from store import compaction, durability
-from store.drivers.file.locks import blocking_lock
 from store.errors import FormatError, NameTaken, StoreNotFound
 from store.fsck import Finding, Report, Scope, Severity, ahead, check_store, counted
 from store.fsck.spaces import _spans
 from store.index import schema
 from store.library import open_store
+from store.locks import blocking_lock
 from store.model import NewEntry
 from store.workspace_state import Place
 from tests.support.waiting import wait_for

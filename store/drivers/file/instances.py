@@ -25,8 +25,7 @@ from typing import Final
 
 import orjson
 
-from store import durability
-from store.drivers.file import locks
+from store import durability, locks
 from store.errors import ReadOnly
 from store.model import Millis, clock_ms, uuid7
 from store.peers import PeerInfo, program_of

@@ -24,9 +24,8 @@ from urllib.parse import quote, unquote
 import orjson
 import trio
 
-from store import durability, regular
+from store import durability, locks, regular
 from store.driver import ABSENT, Document, Etag, EtagConflict, KvChange
-from store.drivers.file import locks
 from store.drivers.file.watch import NAMES, Watches
 from store.drivers.keys import check_key
 from store.drivers.signal import Signal

@@ -16,9 +16,9 @@ from typing import Protocol
 
 import trio
 
-from store import durability
+from store import durability, locks
 from store.driver import Clock
-from store.drivers.file import locks, repair, takeover, truncating
+from store.drivers.file import repair, takeover, truncating
 from store.drivers.file.readers import Backward, Forward
 from store.drivers.file.stable import Pace, Stable
 from store.drivers.file.tail import UNSYNCED

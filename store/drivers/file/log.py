@@ -18,9 +18,9 @@ from typing import Final
 
 import trio
 
-from store import durability
+from store import durability, locks
 from store.drivers.batch import behind, encode, verbatim
-from store.drivers.file import adopting, locks, takeover, truncating
+from store.drivers.file import adopting, takeover, truncating
 from store.drivers.file.fence import EpochRecord
 from store.drivers.file.locked import LockedLog, Surroundings
 from store.drivers.file.stable import checked

@@ -28,9 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from store import durability
+from store import durability, locks
 from store.drivers.file import format as store_format
-from store.drivers.file import locks
 from store.drivers.file.format import BACKUP, DESCRIPTION, FORMAT, Description
 
 Report = Callable[[int, int], None]

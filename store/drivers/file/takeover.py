@@ -34,8 +34,7 @@ from typing import Final
 
 import trio
 
-from store import durability
-from store.drivers.file import locks
+from store import durability, locks
 from store.drivers.file.tail import last_batch
 from store.drivers.file.text import LOG_NAME, read_base
 from store.errors import StoreFailed

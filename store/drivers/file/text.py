@@ -25,8 +25,7 @@ from typing import Final
 import orjson
 import trio
 
-from store import codec, regular
-from store.drivers.file import locks
+from store import codec, locks, regular
 from store.drivers.file.tail import LONGEST, ORIGIN, Mark, last_batch, locate, pread_all, seq_of, without_holes
 from store.drivers.file.torn import is_torn
 from store.errors import CorruptLog, FormatError, SpaceNotFound, StoreFailed, Truncated

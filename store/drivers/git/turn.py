@@ -35,8 +35,7 @@ from typing import Final
 
 import trio
 
-from store import durability
-from store.drivers.file import locks
+from store import durability, locks
 from store.drivers.git.refs import LOCK, BrokenRef, Refs
 from store.errors import FormatError, SpaceNotFound, StoreFailed
 from store.model import SpaceId

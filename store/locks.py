@@ -44,7 +44,7 @@ def owner(fd: int) -> str:
     found = os.fstat(fd)
     device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
     pids: dict[bool, str] = {}
-    with contextlib.suppress(OSError), open("/proc/locks", encoding="ascii") as file:
+    with contextlib.suppress(OSError), Path("/proc/locks").open(encoding="ascii") as file:
         for line in file:
             words = line.split()
             if len(words) > 5 and words[1] == "FLOCK" and words[5].endswith(f":{found.st_ino}") and int(words[4]) > 0:
@@ -54,7 +54,7 @@ def owner(fd: int) -> str:
     if pid is None:
         return "another process"
     name = ""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+    with contextlib.suppress(OSError), Path(f"/proc/{pid}/comm").open(encoding="utf-8", errors="replace") as file:
         name = f" ({file.read().strip()})"
     return f"process {pid}{name if name.isprintable() else ''}"
 
