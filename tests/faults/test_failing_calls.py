@@ -76,5 +76,7 @@ def test_any_call_may_fail(quick_path: Path, part: int):
         # Every place sooner or later; each run the same.
         places = random.sample(range(1, count + 1), min(_QUICK, count))
         cases = [(at, random.choice(KINDS)) for at in sorted(places)]
-    failed = [fail(quick_path / f"{number}", at, kind) for number, (at, kind) in enumerate(cases) if number % 4 == part]
-    assert all(failed)
+    cases = [(at, kind) for number, (at, kind) in enumerate(cases) if number % 4 == part]
+    missed = [at for number, (at, kind) in enumerate(cases) if not fail(quick_path / f"{number}", at, kind)]
+    # How often a lease is renewed depends on the time it takes: a session may make a few calls less.
+    assert all(at > count - 8 for at in missed), (missed, count)
