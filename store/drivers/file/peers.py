@@ -2,7 +2,7 @@
 
 A connection carries one request. The asker sends 4 bytes of length (big-endian) and the request; it gets messages, each
 of one byte that says what it is (`s`: said meanwhile, `a`: the answer), 4 bytes of length, and so many bytes. Whoever
-connects must be of this instance's user, or root.
+is at the other end, at either, must be of this instance's user, the store's owner, or root.
 
 What was said lies in the asker's own buffer, so it arrives even if the other process dies; once the asker has shut its
 end down, saying fails. So an asker that gives up knows all that was said, and that nothing more will be.
@@ -19,7 +19,7 @@ import logging
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -57,7 +57,14 @@ class FilePeers:
     def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self._instances = Instances(root, read_only=read_only)
         self.name = self._instances.name
+        self._root = root
         self._refused: set[int] = set()
+
+    def _may(self, uid: int) -> bool:
+        """Whether that user may write the store anyway."""
+        with contextlib.suppress(FileNotFoundError):
+            return uid in {0, os.geteuid(), os.stat(self._root).st_uid}
+        return False
 
     @property
     def announced(self) -> bool:
@@ -88,7 +95,7 @@ class FilePeers:
         """See Peers."""
         self.announce()
         with self._listening() as listener:
-            server = _Server(listener, answer, self._refused)
+            server = _Server(listener, answer, self._may, self._refused)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(server.run, nursery)
                 try:
@@ -145,6 +152,9 @@ class FilePeers:
                     try:
                         with self._address(holder) as path:
                             connection.connect(path)
+                        _pid, uid = _credentials_of(connection)
+                        if not self._may(uid):
+                            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
                         held.pop_all()
                         return connection
                     except BlockingIOError:
@@ -204,6 +214,8 @@ class _Asking:
         buffer += piece
         while len(buffer) >= _MESSAGE.size:
             kind, size = _MESSAGE.unpack_from(buffer)
+            if size > REQUEST_MAX:
+                return False
             if len(buffer) < _MESSAGE.size + size:
                 break
             message = bytes(buffer[_MESSAGE.size : _MESSAGE.size + size])
@@ -227,9 +239,10 @@ class _Asking:
 class _Server:
     """Accepts connections and answers."""
 
-    def __init__(self, listener: socket.socket, answer: Answer, refused: set[int]) -> None:
+    def __init__(self, listener: socket.socket, answer: Answer, may: Callable[[int], bool], refused: set[int]) -> None:
         self._listener = listener
         self._answer = answer
+        self._may = may
         self._refused = refused
         self._reading: dict[trio.CancelScope, None] = {}
         self._answering: set[trio.CancelScope] = set()
@@ -276,7 +289,7 @@ class _Server:
         with contextlib.closing(connection), scope:
             try:
                 pid, uid = _credentials_of(connection)
-                if uid in {0, os.geteuid()}:
+                if self._may(uid):
                     with contextlib.suppress(OSError, Unreachable):
                         await self._answer_one(connection, PeerCredentials(pid, uid), scope)
                 elif uid not in self._refused:
