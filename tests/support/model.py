@@ -93,21 +93,21 @@ class WorkspaceModel:
         directory = self.directory(chat)
         assert set(os.listdir(directory)) == PROJECTED | set(chat.scratch)
         text = directory / "history.md"
-        assert text.read_bytes() == chat.text
+        _same("history.md", text.read_bytes(), chat.text)
         assert text.stat().st_size == len(chat.text)
         assert set(os.listdir(directory / "attachments")) == set(chat.attachments)
         for name, content in chat.attachments.items():
             path = directory / "attachments" / name
             stat = path.stat()
-            assert path.read_bytes() == content
+            _same(name, path.read_bytes(), content)
             assert stat.st_size == len(content)
             assert stat.st_mode & 0o7777 == chat.modes.get(name, stat.st_mode & 0o7777)
             assert stat.st_mtime_ns == chat.mtimes.get(name, stat.st_mtime_ns)
         for name, content in chat.scratch.items():
-            assert (directory / name).read_bytes() == content
+            _same(name, (directory / name).read_bytes(), content)
         log = self.log(chat)
         stored = log.read_bytes()
-        assert (directory / "history.jsonl").read_bytes() == stored
+        _same("history.jsonl", (directory / "history.jsonl").read_bytes(), stored)
         assert (directory / "history.jsonl").stat().st_size == len(stored)
         state = fold(read_log(log))
         assert history.render(state) == chat.text
@@ -138,3 +138,13 @@ class WorkspaceModel:
         self.compare_metadata()
         for chat in self.chats:
             self.compare(chat)
+
+
+def _same(what: str, found: bytes, expected: bytes) -> None:
+    """Raises AssertionError, with where they begin to differ: a whole comparison of long texts takes minutes."""
+    if found != expected:
+        at = next(
+            (at for at, (one, other) in enumerate(zip(found, expected, strict=False)) if one != other), len(found)
+        )
+        near = slice(max(0, at - 40), at + 80)
+        raise AssertionError(f"{what} differs at byte {at}: {found[near]!r} instead of {expected[near]!r}")
