@@ -407,9 +407,7 @@ class Announcer:
             except (FUSEError, StoreError, KeyError):
                 node = None
         if node is None or directory.meaning_of(node) != before:
-            options = self._mount.options
-            mode = options.file_mode if directory.holds_files else options.directory_mode
-            node = Gone(self._mount, directory, name, mode)
+            node = Gone(self._mount, directory, name)
         made = await self._make(Act("unlink" if directory.holds_files else "rmdir", directory, name, node))
         if not made and (directory.ino, name) in self._doing:
             self._put_back(directory, name, before)

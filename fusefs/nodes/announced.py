@@ -44,9 +44,9 @@ class Gone(Node):
 
     __slots__ = ("mode",)
 
-    def __init__(self, mount: Mount, parent: Directory, name: bytes, mode: int) -> None:
+    def __init__(self, mount: Mount, parent: AnnouncedNames, name: bytes) -> None:
         super().__init__(mount, f"gone:{secrets.token_hex(8)}", parent, name)
-        self.mode = mode
+        self.mode = mount.options.file_mode if parent.holds_files else mount.options.directory_mode
 
     async def attributes(self) -> EntryAttributes:
         return attributes(self.mount.options, self.ino, self.mode, timeout=0)
