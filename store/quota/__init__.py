@@ -227,19 +227,24 @@ class Quota:
 
     async def usage(self, *, patience: float = 0.0) -> int:
         """Bytes that are used. With `patience`, where nothing was charged since, as they were so many seconds ago."""
-        record = self._ledger.peek() if self.limited else None
+        record = self._charged()
         now = trio.current_time()
         if self._shown is not None and record is not None and now - self._shown[0] < patience:
             _when, charged, used = self._shown
             if charged == record:
                 return used
         used = await self._usage()
-        self._shown = (now, self._ledger.peek() if self.limited else None, used)
+        self._shown = (now, self._charged(), used)
         return used
+
+    def _charged(self) -> Record | None:
+        """What the ledger says, where there is a quota: also of a store that is only read."""
+        state = self._workspace.space.state
+        return self._ledger.peek() if state is None or state.quota_bytes else None
 
     async def _usage(self) -> int:
         used, _blobs = await self.usage_of.measure()
-        record = self._ledger.peek() if self.limited else None
+        record = self._charged()
         if record is None or used <= record.charged:
             return used
         # Something was counted at two places on its way from one to the other; or it was never charged.
