@@ -9,60 +9,32 @@ by a shorter one (a truncation) between two pieces.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator
 from typing import Final
 
 import trio
 
 from store import codec
+from store.drivers import cursor
 from store.drivers.file.tail import ORIGIN, Mark, pread_all
 from store.drivers.file.text import PIECE, Text
 from store.errors import CorruptLog, StoreFailed
-from store.model import Entries, Entry, Seq
+from store.model import Entry, Seq
 
-_NONE: Final = Entries.of(())
 _FIRST_WINDOW: Final = 16 * 1024
 
 
-class Cursor:
+class Cursor(cursor.Cursor):
     """A place in a text, behind entry `seq`. 0 is the oldest entry's that is there at this moment."""
 
     def __init__(self, text: Text, since: int) -> None:
         text.check_open()
         if since:
             text.check_since(since)
+        super().__init__(since or text.base.seq)
         self._text = text
-        self.seq: int = since or text.base.seq
         self._generation = -1
         self._piece = _FIRST_WINDOW
         self._at = ORIGIN
-        self._entries = _NONE
-        """Of the piece that was read last."""
-        self._damage: CorruptLog | None = None
-
-    def ready(self) -> Entry | None:
-        """The next entry of the piece that was read last. Raises CorruptLog."""
-        at = max(0, self.seq + 1 - self._entries.first)
-        if at < len(self._entries):
-            entry = self._entries[at]
-            self.seq = entry.seq
-            return entry
-        self._raise_damage()
-        return None
-
-    def batch(self, until: int) -> Entries:
-        """All entries up to `until` that `ready` would still give of that piece. Raises CorruptLog."""
-        found = self._entries.between(self.seq, until)
-        if found:
-            self.seq = found[-1].seq
-        else:
-            self._raise_damage()
-        return found
-
-    def _raise_damage(self) -> None:
-        damage, self._damage = self._damage, None
-        if damage is not None:
-            raise damage
 
     def fill(self) -> bool:
         """Read the next piece; False at the head. Raises Truncated."""
@@ -95,47 +67,11 @@ class Cursor:
         return True
 
 
-class Forward:
+class Forward(cursor.Forward):
     """Oldest first, up to where the head was when this was made."""
 
     def __init__(self, text: Text, since: int, limit: int | None) -> None:
-        self._text = text
-        self._left = limit
-        self._until = text.head.seq
-        self._cursor = Cursor(text, since)
-
-    def __aiter__(self) -> Forward:
-        return self
-
-    async def __anext__(self) -> Entry:
-        cursor = self._cursor
-        if self._left == 0 or cursor.seq > self._until:
-            raise StopAsyncIteration
-        while (entry := cursor.ready()) is None:
-            await trio.lowlevel.checkpoint()
-            if cursor.seq >= self._until or not cursor.fill():
-                self._text.raise_damage()
-                raise StopAsyncIteration
-        if entry.seq > self._until:
-            raise StopAsyncIteration
-        if self._left is not None:
-            self._left -= 1
-        return entry
-
-    async def batches(self) -> AsyncGenerator[Entries, None]:
-        """The same entries, as many at once as were read at once: for who takes them all."""
-        cursor, until = self._cursor, int(self._until)
-        if self._left is not None:
-            until = min(until, cursor.seq + self._left)
-        while cursor.seq < until or self._left is None:
-            entries = cursor.batch(until)
-            if entries:
-                yield entries
-                continue
-            await trio.lowlevel.checkpoint()
-            if cursor.seq >= self._until or not cursor.fill():
-                self._text.raise_damage()
-                return
+        super().__init__(Cursor(text, since), text.head.seq, limit, text.raise_damage)
 
 
 class Backward:

@@ -8,18 +8,18 @@ Concurrency: one task per reader. A reader holds the entries of a few segments.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from typing import Final
 
 import trio
 
 from store import codec
+from store.drivers import cursor
 from store.drivers.file.tail import Mark
 from store.drivers.git.text import Texts, View
 from store.errors import CorruptLog, StoreFailed, Truncated
-from store.model import Entries, Entry, Seq, SpaceId
+from store.model import Entry, Seq, SpaceId
 
-_NONE: Final = Entries.of(())
 _MOST: Final = 16
 """Segments that are read at once."""
 
@@ -38,46 +38,25 @@ class Shown:
         if seq < first - 1:
             raise Truncated(f"entries of {self.space} before {first} were dropped", first_seq=first)
 
+    def raise_damage(self) -> None:
+        """Raises CorruptLog where the log is damaged behind the head."""
+        if (damage := self.view().damage) is not None:
+            raise damage.again()
 
-class Cursor:
+
+class Cursor(cursor.Cursor):
     """A place in a log, behind entry `seq`. 0 is the oldest entry's that is there at this moment."""
 
     def __init__(self, shown: Shown, since: int) -> None:
         view = shown.view()
         if since:
             shown.check_since(view, since)
+        super().__init__(since or view.base.seq)
         self._shown = shown
-        self.seq: int = since or view.base.seq
         self._at: Mark | None = None
         self._base: Mark | None = None
         """Of the text that `_at` is a place in."""
         self._pieces = 1
-        self._entries = _NONE
-        self._damage: CorruptLog | None = None
-
-    def ready(self) -> Entry | None:
-        """The next entry of what was read last. Raises CorruptLog."""
-        at = max(0, self.seq + 1 - self._entries.first)
-        if at < len(self._entries):
-            entry = self._entries[at]
-            self.seq = entry.seq
-            return entry
-        self._raise_damage()
-        return None
-
-    def batch(self, until: int) -> Entries:
-        """All entries up to `until` that `ready` would still give. Raises CorruptLog."""
-        found = self._entries.between(self.seq, until)
-        if found:
-            self.seq = found[-1].seq
-        else:
-            self._raise_damage()
-        return found
-
-    def _raise_damage(self) -> None:
-        damage, self._damage = self._damage, None
-        if damage is not None:
-            raise damage.again(self._shown.space)
 
     def fill(self) -> bool:
         """Read the next pieces; False at the head. Raises Truncated."""
@@ -100,56 +79,21 @@ class Cursor:
         text = b"".join(found)
         if not text:
             raise StoreFailed(f"the log of {self._shown.space} ends before entry {view.head.seq}: run git fsck")
-        self._entries, self._damage = codec.decode(text, after=Seq(at.seq), previous_crc=at.crc, offset=at.end)
-        if self._damage is None:
+        self._entries, damage = codec.decode(text, after=Seq(at.seq), previous_crc=at.crc, offset=at.end)
+        if damage is not None:
+            self._damage = damage.again(self._shown.space)
+        else:
             last = self._entries[-1]
             self._at = Mark(last.seq, last.ts, last.crc, at.end + len(text))
         return True
 
 
-class Forward:
+class Forward(cursor.Forward):
     """Oldest first, up to where the head was when this was made."""
 
     def __init__(self, shown: Shown, since: int, limit: int | None) -> None:
-        self._left = limit
-        self._shown = shown
-        self._until = shown.view().head.seq
-        self._cursor = Cursor(shown, since)
-
-    def __aiter__(self) -> Forward:
-        return self
-
-    async def __anext__(self) -> Entry:
-        cursor = self._cursor
-        if self._left == 0 or cursor.seq > self._until:
-            raise StopAsyncIteration
-        while (entry := cursor.ready()) is None:
-            await trio.lowlevel.checkpoint()
-            if cursor.seq >= self._until or not cursor.fill():
-                self._raise_damage()
-                raise StopAsyncIteration
-        if entry.seq > self._until:
-            raise StopAsyncIteration
-        if self._left is not None:
-            self._left -= 1
-        return entry
-
-    async def batches(self) -> AsyncGenerator[Entries, None]:
-        """The same entries, as many at once as were read at once: for who takes them all."""
-        cursor, until = self._cursor, int(self._until)
-        while True:
-            entries = cursor.batch(until)
-            if entries:
-                yield entries
-                continue
-            await trio.lowlevel.checkpoint()
-            if cursor.seq >= until or not cursor.fill():
-                self._raise_damage()
-                return
-
-    def _raise_damage(self) -> None:
-        if (damage := self._shown.view().damage) is not None:
-            raise damage.again()
+        until = shown.view().head.seq
+        super().__init__(Cursor(shown, since), until, limit, shown.raise_damage)
 
 
 class Backward:
