@@ -16,7 +16,6 @@ import contextlib
 import os
 import secrets
 import time
-import weakref
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Final
@@ -25,7 +24,6 @@ import trio
 
 from store import durability
 from store.driver import Access, BlobStore, Clock, JsonKv, Lease, Progress
-from store.drivers.changes import Changes
 from store.drivers.file import format as store_format
 from store.drivers.file import migration, takeover
 from store.drivers.file.blobs import FileBlobs
@@ -38,6 +36,7 @@ from store.drivers.file.stable import Pace
 from store.drivers.file.text import LOG_NAME
 from store.drivers.file.watch import FILE, NAMES, Watches
 from store.drivers.keys import check_space, space_in, spaces_directory
+from store.drivers.reports import Reports
 from store.drivers.signal import Signal
 from store.errors import FormatError, ReadOnly, SpaceNotFound, StoreNotFound
 from store.model import SpaceId
@@ -61,12 +60,8 @@ class FileDriver:
         self.limiter = trio.CapacityLimiter(THREADS)
         self.pace = Pace()
         self._watches = Watches()
-        self._signals: weakref.WeakValueDictionary[SpaceId, Signal] = weakref.WeakValueDictionary()
-        self._changed: set[SpaceId] = set()
-        self._change = Signal()
-        self._watched: dict[SpaceId, list[Callable[[], None]]] = {}
+        self._reports = Reports()
         self._listed: set[str] = set()
-        self._closed = False
         self.kv: JsonKv = (ReadOnlyKv if read_only else FileKv)(root, self._watches, self.limiter)
         self._blobs = (ReadOnlyBlobs if read_only else FileBlobs)(root, self._watches, self.limiter)
         self.blobs: BlobStore = self._blobs
@@ -139,16 +134,12 @@ class FileDriver:
     def watch(self, space: SpaceId) -> None:
         """See Driver."""
         path = self.local_dir(space) / LOG_NAME
-        remove = self._watches.add(path, FILE, lambda _mask, _name: self._report(space))
-        self._watched.setdefault(space, []).append(remove)
+        remove = self._watches.add(path, FILE, lambda _mask, _name: self._reports.report(space))
+        self._reports.watched(space, remove)
 
     def unwatch(self, space: SpaceId) -> None:
         """See Driver."""
-        removes = self._watched.get(space)
-        if removes:
-            removes.pop()()
-            if not removes:
-                del self._watched[space]
+        self._reports.unwatch(space)
 
     def watch_spaces(self, under: str = "workspace") -> None:
         """See Driver."""
@@ -160,7 +151,7 @@ class FileDriver:
 
         def told(_mask: int, name: str) -> None:
             if not name.startswith("."):
-                self._report(SpaceId(under))
+                self._reports.report(SpaceId(under))
 
         if under not in self._listed:
             self._listed.add(under)
@@ -168,7 +159,7 @@ class FileDriver:
 
     def changes(self) -> AsyncIterator[set[SpaceId]]:
         """See Driver."""
-        return Changes(self.take_changes)
+        return self._reports.changes()
 
     def usage(self) -> tuple[int, int, int, int]:
         """See Driver."""
@@ -183,9 +174,7 @@ class FileDriver:
 
     async def aclose(self) -> None:
         """See Driver. Logs and stagings are their holders' to close."""
-        self._closed = True
-        self._change.notify()
-        self._watched.clear()
+        self._reports.close()
         await self._watches.aclose()
         self._blobs.close()
         self._peers.close()
@@ -194,10 +183,7 @@ class FileDriver:
 
     def signal(self, space: SpaceId) -> Signal:
         """One per space: every instance in this process wakes the others."""
-        found = self._signals.get(space)
-        if found is None:
-            found = self._signals[space] = Signal()
-        return found
+        return self._reports.signal(space)
 
     def follow(self, space: SpaceId) -> Callable[[], None]:
         """See `log.Surroundings`."""
@@ -209,21 +195,6 @@ class FileDriver:
     def _check_writable(self, what: str) -> None:
         if self.read_only:
             raise ReadOnly(f"{what}: the store was opened read-only")
-
-    def _report(self, space: SpaceId) -> None:
-        self._changed.add(space)
-        self._change.notify()
-
-    async def take_changes(self) -> set[SpaceId] | None:
-        """The spaces that changed since the last call, when there are some; None once the driver is closed."""
-        await trio.lowlevel.checkpoint()
-        while not self._changed:
-            event = self._change.event()
-            if self._closed:
-                return None
-            await event.wait()
-        found, self._changed = self._changed, set()
-        return found
 
     def _make_space(self, directory: Path) -> None:
         """A space's directory appears under its name with the log in it, unless the directory was there before."""

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import os
 import secrets
-import weakref
 from collections.abc import AsyncIterator, Callable
 from itertools import count
 from pathlib import Path
@@ -26,7 +25,6 @@ import trio
 
 from store import durability
 from store.driver import Access, BlobStore, Clock, JsonKv, Lease
-from store.drivers.changes import Changes
 from store.drivers.file.blobs import FileBlobs
 from store.drivers.file.kv import FileKv
 from store.drivers.file.peers import FilePeers
@@ -43,6 +41,7 @@ from store.drivers.git.refs import LOG, ROOT, Refs, ref_name
 from store.drivers.git.trees import Root
 from store.drivers.git.turn import PATIENCE
 from store.drivers.keys import check_space, space_in, spaces_directory
+from store.drivers.reports import Reports
 from store.drivers.signal import Signal
 from store.errors import ReadOnly, SpaceNotFound, StoreError
 from store.model import SpaceId
@@ -72,12 +71,8 @@ class GitDriver:
         self.refs = Refs(git)
         self.objects = Objects(git, self.root / repository.ODB)
         self._watches = Watches()
-        self._signals: weakref.WeakValueDictionary[SpaceId, Signal] = weakref.WeakValueDictionary()
-        self._changed: set[SpaceId] = set()
-        self._change = Signal()
-        self._watched: dict[SpaceId, list[Callable[[], None]]] = {}
+        self._reports = Reports()
         self._listed: set[str] = set()
-        self._closed = False
         self._counted = False
         self._packed: trio.Event | None = None
         self.kv: JsonKv = (ReadOnlyKv if read_only else FileKv)(self.root, self._watches, self.limiter)
@@ -168,15 +163,11 @@ class GitDriver:
 
     def watch(self, space: SpaceId) -> None:
         """See Driver."""
-        self._watched.setdefault(space, []).append(self._watch_ref(space, lambda: self._report(space)))
+        self._reports.watched(space, self._watch_ref(space, lambda: self._reports.report(space)))
 
     def unwatch(self, space: SpaceId) -> None:
         """See Driver."""
-        removes = self._watched.get(space)
-        if removes:
-            removes.pop()()
-            if not removes:
-                del self._watched[space]
+        self._reports.unwatch(space)
 
     def _watch_ref(self, space: SpaceId, moved: Callable[[], None]) -> Callable[[], None]:
         """Git and chatfs put another file in the place of a ref's: the directory tells of it."""
@@ -196,7 +187,7 @@ class GitDriver:
 
         def told(_mask: int, name: str) -> None:
             if not name.startswith("."):
-                self._report(SpaceId(under))
+                self._reports.report(SpaceId(under))
 
         if under not in self._listed:
             self._listed.add(under)
@@ -204,33 +195,15 @@ class GitDriver:
 
     def changes(self) -> AsyncIterator[set[SpaceId]]:
         """See Driver."""
-        return Changes(self.take_changes)
-
-    async def take_changes(self) -> set[SpaceId] | None:
-        """The spaces that changed since the last call, when there are some; None once the driver is closed."""
-        await trio.lowlevel.checkpoint()
-        while not self._changed:
-            event = self._change.event()
-            if self._closed:
-                return None
-            await event.wait()
-        found, self._changed = self._changed, set()
-        return found
+        return self._reports.changes()
 
     def signal(self, space: SpaceId) -> Signal:
         """One per space: every instance in this process wakes the others."""
-        found = self._signals.get(space)
-        if found is None:
-            found = self._signals[space] = Signal()
-        return found
+        return self._reports.signal(space)
 
     def follow(self, space: SpaceId) -> Callable[[], None]:
         """Notify the space's signal when another process moves its ref, until what is returned is called."""
         return self._watch_ref(space, self.signal(space).notify)
-
-    def _report(self, space: SpaceId) -> None:
-        self._changed.add(space)
-        self._change.notify()
 
     # ---- the rest
 
@@ -248,9 +221,7 @@ class GitDriver:
 
     async def aclose(self) -> None:
         """See Driver. Logs and stagings are their holders' to close."""
-        self._closed = True
-        self._change.notify()
-        self._watched.clear()
+        self._reports.close()
         await self._watches.aclose()
         if self.objects.written >= _PACK_AT_END:
             self._pack()
