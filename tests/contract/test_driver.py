@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -295,3 +296,20 @@ async def test_without_inotify_watched_files_are_polled(file_backend: FileBacken
         with trio.fail_after(10):
             assert (await anext(documents)).key == "k"
     assert len([record for record in caplog.records if "inotify" in record.getMessage()]) == 1
+
+
+async def test_what_another_makes_while_it_is_opened_is_no_directory_that_cant_be_written(
+    file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await file_backend.open()
+    usual, made = os.access, file_backend.path / "workspace"
+
+    def access(path: Path, mode: int, **how: bool) -> bool:
+        found = usual(path, mode, **how)
+        if Path(path) == made:
+            made.mkdir()
+        return found
+
+    assert not made.exists()
+    monkeypatch.setattr(os, "access", access)
+    assert not (await file_backend.open()).read_only

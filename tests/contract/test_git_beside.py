@@ -305,4 +305,7 @@ async def test_a_store_that_grows_is_packed_meanwhile(git_backend: GitBackend, m
         await trio.lowlevel.checkpoint()
     await trio.to_thread.run_sync(wait_for, lambda: list(packs.glob("*.idx")))
     assert await seqs(log) == list(range(1, 151))
+    await log.aclose()
+    # What is packed is removed meanwhile, which git may see: the end of packing is waited for.
+    await git_backend.aclose()
     fsck(git_backend.path)

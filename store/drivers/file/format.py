@@ -172,7 +172,8 @@ def why_read_only(root: Path) -> str:
     """Why this process can't write the store; "" where it can."""
     for directory in (root, root / "workspace"):
         try:
-            if not os.access(directory, os.W_OK | os.X_OK, effective_ids=True) and os.path.lexists(directory):
+            # In this order: what another process makes between the two is no directory that can't be written.
+            if os.path.lexists(directory) and not os.access(directory, os.W_OK | os.X_OK, effective_ids=True):
                 read_only = os.statvfs(directory).f_flag & os.ST_RDONLY
                 return os.strerror(errno.EROFS if read_only else errno.EACCES)
         except OSError as error:
