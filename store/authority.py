@@ -46,8 +46,6 @@ LEASE_MS: Final = 5000
 """How long a grant lasts that nobody renews."""
 IDS: Final = 512
 """Of how many forwarded appends it is remembered that they were made."""
-_LOOK: Final = 0.05
-"""Seconds between looks whether a lease has lapsed whose holder doesn't answer."""
 _AGAIN: Final = (0.002, 0.04)
 """Seconds until a holder that can't be reached is tried again, at first and at most."""
 
@@ -186,6 +184,7 @@ class Authority:
         "_appender",
         "_grant",
         "_lock",
+        "_other",
         "_since",
         "_until",
         "clock",
@@ -204,6 +203,8 @@ class Authority:
         self._all = everything
         self._appender: Appender | None = None
         self._grant: Grant | None = None
+        self._other: Grant | None = None
+        """Under which another instance has appended for this one: it is asked again, without a look at the lease."""
         self._since = Millis(0)
         self._until = 0
         """From then on the lease is renewed before the next append: it is about to lapse."""
@@ -228,12 +229,10 @@ class Authority:
         """
         attempt = Attempt(batch, expected_seq)
         pause = _AGAIN[0]
-        refused = Epoch(0)
-        patience = 0.0
         silence = Silence(self._all.lease_ms / 1000)
         while True:
             known, said = self.epoch, attempt.said
-            grant = await self._get(appender, silence.lapsed, fenced=said is not None)
+            grant = self._asked() or await self._get(appender, silence.lapsed, fenced=said is not None)
             try:
                 return await self._append_once(grant, attempt, opened, silence)
             except StaleEpoch:
@@ -241,11 +240,11 @@ class Authority:
                 if known == grant.epoch and said is None:
                     raise
             except (NotHolder, Unreachable) as error:
+                if self._other is grant:
+                    self._other = None
+                    continue
                 # One that is stopped lapses; one that is renewed all the time might never.
-                silence.lasts(grant)
-                if grant.epoch != refused:
-                    refused, patience = grant.epoch, trio.current_time() + 2 * self._all.lease_ms / 1000
-                elif trio.current_time() > patience:
+                if silence.goes_on(grant):
                     raise Unreachable(await self._why(grant)) from error
             except StoreError as error:
                 # What another holder said before it went may have been written. By now it is, or never will be.
@@ -266,8 +265,14 @@ class Authority:
             seq = await opened.append(attempt.batch, expected_seq=attempt.expected_seq, epoch=grant.epoch)
             return seq, False
         seq = forwarding.result(await self._forward(grant, attempt, silence))
+        self._other = grant
         await opened.refresh()
         return seq, everything.durable
+
+    def _asked(self) -> Grant | None:
+        """The grant of who was asked last, unless it may have lapsed since."""
+        other = self._other
+        return other if other is not None and other.expires > self.clock() else None
 
     async def _look(self, attempt: Attempt, opened: AppendLog) -> tuple[Seq, bool] | None:
         """What `append` returns, if a holder made it that couldn't say so any more."""
@@ -286,31 +291,22 @@ class Authority:
 
     async def _forward(self, grant: Grant, attempt: Attempt, silence: Silence) -> bytes:
         """What the holder answers. Raises Unreachable where it doesn't, or not before its grant has lapsed."""
-        request = attempt.request(self.space, grant.epoch, durable=self._all.durable)
-        answer: bytes | None = None
-        reason = Unreachable(f"the lease of {self.space} lapsed while its holder was asked")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._wait_for_end, grant, silence, nursery.cancel_scope)
-            try:
-                answer = await self._all.peers.ask(grant.holder, request, heard=attempt.hear)
-            except Unreachable as error:
-                reason = error
-            nursery.cancel_scope.cancel()
-        if answer is None:
-            raise reason
-        return answer
 
-    async def _wait_for_end(self, grant: Grant, silence: Silence, scope: trio.CancelScope) -> None:
-        """Cancel once the grant isn't valid any more."""
-        try:
-            while True:
-                await trio.sleep(_LOOK)
+        async def still() -> bool:
+            try:
                 found = await self._all.leases.current(self.space)
-                if found is None or found.epoch != grant.epoch or found.expires <= self.clock() or silence.lasts(found):
-                    break
-        except StoreError as error:
-            log.debug("%s", error)  # who asks next meets it
-        scope.cancel()
+            except StoreError as error:
+                log.debug("%s", error)  # who asks next meets it
+                return False
+            return (
+                found is not None
+                and found.epoch == grant.epoch
+                and found.expires > self.clock()
+                and not silence.lasts(found)
+            )
+
+        request = attempt.request(self.space, grant.epoch, durable=self._all.durable)
+        return await self._all.peers.ask(grant.holder, request, heard=attempt.hear, still=still)
 
     async def serve(self, append: Asked, made: OrderedDict[str, Seq], say: Say) -> Seq:
         """Append for another instance, under the epoch that it has seen; what is in `made` isn't made anew."""
@@ -395,7 +391,7 @@ class Authority:
         """The grant was got, or renewed."""
         if self._grant is None or self._grant.epoch != grant.epoch:
             self._since = self.clock()
-        self._grant = grant
+        self._grant, self._other = grant, None
         self._appender = appender
         self.epoch = grant.epoch
         lease_ms = self._all.lease_ms

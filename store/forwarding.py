@@ -110,7 +110,7 @@ class Silence:
     Its clock, or this process's, may be far off.
     """
 
-    __slots__ = ("_patience", "_seen", "_since", "lapsed")
+    __slots__ = ("_epoch", "_limit", "_patience", "_seen", "_since", "lapsed")
 
     def __init__(self, patience: float) -> None:
         self.lapsed: Grant | None = None
@@ -118,6 +118,8 @@ class Silence:
         self._patience = patience
         self._seen: Grant | None = None
         self._since = 0.0
+        self._epoch = Epoch(0)
+        self._limit = 0.0
 
     def lasts(self, found: Grant) -> bool:
         """The lease is this one now. Whether it counts as lapsed."""
@@ -127,6 +129,14 @@ class Silence:
         elif now - self._since > self._patience:
             self.lapsed = found
         return self.lapsed == found
+
+    def goes_on(self, found: Grant) -> bool:
+        """The holder of this lease didn't answer. Whether that lasts too long, although it may renew its lease."""
+        self.lasts(found)
+        now = trio.current_time()
+        if found.epoch != self._epoch:
+            self._epoch, self._limit = found.epoch, now + 2 * self._patience
+        return now > self._limit
 
 
 STATUS: Final = orjson.dumps({"v": VERSION, "ask": "status"})

@@ -42,6 +42,8 @@ Say = Callable[[bytes], None]
 
 Raises Unreachable where the asker has gone.
 """
+Still = Callable[[], Awaitable[bool]]
+"""Whether an answer is still wanted."""
 Answer = Callable[[PeerCredentials, bytes, Say], Awaitable[bytes]]
 """What answers the requests that reach an instance."""
 
@@ -75,11 +77,12 @@ class Peers(Protocol):
         """
         ...
 
-    async def ask(self, holder: str, request: bytes, *, heard: Say | None = None) -> bytes:
+    async def ask(self, holder: str, request: bytes, *, heard: Say | None = None, still: Still | None = None) -> bytes:
         """What that instance answers. `heard` gets what it says before.
 
-        Raises Unreachable where nobody answers. May wait for ever, for one that is stopped. However it ends, also
-        by cancellation: `heard` has got all that was said, and nothing can be said any more.
+        Raises Unreachable where nobody answers, or once `still`, which is asked now and then, says no. Else it may wait
+        for ever, for one that is stopped. However it ends, also by cancellation: `heard` has got all that was said, and
+        nothing can be said any more.
         """
         ...
 

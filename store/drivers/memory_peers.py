@@ -5,6 +5,7 @@ Concurrency: on the trio loop. A request is answered by a task of whom is asked,
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,8 +15,10 @@ import trio
 
 from store.errors import Unreachable
 from store.model import clock_ms, uuid7
-from store.peers import Answer, PeerCredentials, PeerInfo, Say, program_of
+from store.peers import Answer, PeerCredentials, PeerInfo, Say, Still, program_of
 
+_LOOK: Final = 0.05
+"""Seconds between two looks whether an answer is still wanted."""
 _CLOSING: Final = 2.0
 """Seconds that those have to be finished who are being answered when serving ends."""
 
@@ -102,7 +105,7 @@ class MemoryPeers:
                     scope.deadline = trio.current_time() + _CLOSING
                 nursery.cancel_scope.cancel()
 
-    async def ask(self, holder: str, request: bytes, *, heard: Say | None = None) -> bytes:
+    async def ask(self, holder: str, request: bytes, *, heard: Say | None = None, still: Still | None = None) -> bytes:
         """See Peers."""
         await trio.lowlevel.checkpoint()
         server = self._living.servers.get(holder)
@@ -111,12 +114,21 @@ class MemoryPeers:
         asking = _Asking(request, heard)
         server.nursery.start_soon(_answer, server, asking)
         try:
-            await asking.done.wait()
+            await _done(asking, still)
         finally:
             asking.gone = True
         if asking.answer is None:
             raise Unreachable(f"instance {holder} of the store didn't answer: it has ended, or refused to")
         return asking.answer
+
+
+async def _done(asking: _Asking, still: Still | None) -> None:
+    while True:
+        with trio.CancelScope(deadline=trio.current_time() + (_LOOK if still is not None else math.inf)):
+            await asking.done.wait()
+            return
+        if still is None or not await still():
+            return
 
 
 async def _answer(server: _Server, asking: _Asking) -> None:

@@ -11,8 +11,10 @@ import pytest
 import trio
 
 from store.driver import Access, Driver
-from store.drivers.file import peers
-from store.drivers.file.peers import CONNECTIONS, FilePeers
+from store.drivers.file import connection
+from store.drivers.file.answering import CONNECTIONS
+from store.drivers.file.asking import Asking
+from store.drivers.file.peers import FilePeers
 from store.errors import ReadOnly, Unreachable
 from store.peers import PeerCredentials, Say, program_of
 from store.registry import open_driver
@@ -26,6 +28,11 @@ async def echo(_peer: PeerCredentials, request: bytes, _say: Say) -> bytes:
 @pytest.fixture
 async def other(backend: Backend, driver: Driver) -> Driver:
     return await backend.open()
+
+
+async def connected(peers: FilePeers) -> socket.socket:
+    """To itself, without a question."""
+    return await peers._connected(peers.name, Asking(b"", None, None))
 
 
 async def names(driver: Driver) -> list[str]:
@@ -219,7 +226,7 @@ async def test_who_connects_and_says_nothing_keeps_nobody_waiting(file_backend: 
     driver, other = await file_backend.open(), await file_backend.open()
     assert isinstance(driver.peers, FilePeers)
     async with driver.peers.serve(echo):
-        silent = [await driver.peers._connected(driver.peers.name) for _ in range(2 * CONNECTIONS)]
+        silent = [await connected(driver.peers) for _ in range(2 * CONNECTIONS)]
         silent[0].close()
         with trio.fail_after(5):
             for _ in range(5):
@@ -233,7 +240,7 @@ async def test_what_is_no_request_is_dropped(file_backend: FileBackend, sent: by
     driver = await file_backend.open()
     assert isinstance(driver.peers, FilePeers)
     async with driver.peers.serve(echo):
-        strange = await driver.peers._connected(driver.peers.name)
+        strange = await connected(driver.peers)
         strange.sendall(sent)
         strange.shutdown(socket.SHUT_WR)
         with trio.fail_after(5):
@@ -252,7 +259,7 @@ async def test_another_user_is_refused(
     mine = os.geteuid() or 4242
 
     async with driver.peers.serve(echo):
-        monkeypatch.setattr(peers, "_credentials_of", lambda _connection: (1, mine + 1))
+        monkeypatch.setattr(connection, "credentials_of", lambda _connection: (1, mine + 1))
         for _ in range(2):
             with pytest.raises(Unreachable, match="Permission denied"):
                 await other.peers.ask(driver.peers.name, b"a")
@@ -262,3 +269,103 @@ async def test_another_user_is_refused(
     assert [record.message for record in caplog.records] == [
         f"uid {mine + 1} asked this process to append for it: refused, the store is another user's"
     ]
+
+
+# ---- connections that are kept
+
+
+async def test_the_next_question_takes_the_same_connection(
+    file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, other = await file_backend.open(), await file_backend.open()
+    assert isinstance(other.peers, FilePeers)
+    made = 0
+    usual = other.peers._connected
+
+    async def counted(holder: str, asking: Asking) -> socket.socket:
+        nonlocal made
+        made += 1
+        return await usual(holder, asking)
+
+    monkeypatch.setattr(other.peers, "_connected", counted)
+    async with driver.peers.serve(echo):
+        for _ in range(5):
+            assert await other.peers.ask(driver.peers.name, b"a") == b"echo a"
+        assert made == 1
+    # What was kept is of no use any more: a new one is made, or can't be.
+    with pytest.raises(Unreachable):
+        await other.peers.ask(driver.peers.name, b"a")
+    async with driver.peers.serve(echo):
+        assert await other.peers.ask(driver.peers.name, b"b") == b"echo b"
+        assert await other.peers.ask(driver.peers.name, b"c") == b"echo c"
+    assert made == 3
+
+
+async def test_one_that_was_kept_and_closed_at_the_other_end_is_made_anew(file_backend: FileBackend) -> None:
+    """As where there are too many of them."""
+    driver, other = await file_backend.open(), await file_backend.open()
+    assert isinstance(driver.peers, FilePeers)
+    assert isinstance(other.peers, FilePeers)
+    async with driver.peers.serve(echo):
+        assert await other.peers.ask(driver.peers.name, b"a") == b"echo a"
+        (kept,) = other.peers._kept._connected
+        silent = [await connected(driver.peers) for _ in range(CONNECTIONS)]
+        with trio.fail_after(5):
+            await trio.lowlevel.wait_readable(kept.socket)
+            assert await other.peers.ask(driver.peers.name, b"b") == b"echo b"
+        assert other.peers._kept._connected[0].socket is not kept.socket
+        for one in silent:
+            one.close()
+
+
+async def test_one_whose_question_was_given_up_isnt_kept(file_backend: FileBackend) -> None:
+    driver, other = await file_backend.open(), await file_backend.open()
+    assert isinstance(other.peers, FilePeers)
+    begun, go_on = trio.Event(), trio.Event()
+
+    async def answer(_peer: PeerCredentials, request: bytes, _say: Say) -> bytes:
+        if request == b"slow":
+            begun.set()
+            await go_on.wait()
+        return request
+
+    async with driver.peers.serve(answer):
+        assert await other.peers.ask(driver.peers.name, b"a") == b"a"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.peers.ask, driver.peers.name, b"slow")
+            await begun.wait()
+            nursery.cancel_scope.cancel()
+        assert other.peers._kept._connected == []
+        assert await other.peers.ask(driver.peers.name, b"b") == b"b"
+        go_on.set()
+
+
+async def test_a_question_before_the_answer_to_the_last_one_ends_it(file_backend: FileBackend) -> None:
+    driver = await file_backend.open()
+    assert isinstance(driver.peers, FilePeers)
+    async with driver.peers.serve(echo):
+        hasty = await connected(driver.peers)
+        hasty.sendall(b"\0\0\0\1a\0\0\0\1b")
+        with trio.fail_after(5):
+            await trio.lowlevel.wait_readable(hasty)
+        assert hasty.recv(100) == b""
+        hasty.close()
+
+
+async def test_who_is_no_longer_wanted_is_not_waited_for(driver: Driver, other: Driver) -> None:
+    looks, go_on = 0, trio.Event()
+
+    async def answer(_peer: PeerCredentials, request: bytes, _say: Say) -> bytes:
+        await go_on.wait()
+        return request
+
+    async def still() -> bool:
+        nonlocal looks
+        looks += 1
+        return looks < 3
+
+    async with driver.peers.serve(answer):
+        with trio.fail_after(10), pytest.raises(Unreachable):
+            await other.peers.ask(driver.peers.name, b"a", still=still)
+        go_on.set()
+    assert looks == 3

@@ -178,6 +178,26 @@ async def test_the_expected_seq_is_looked_at_by_the_holder(chat: Chat, twin: Cha
     assert await told(chat) == ["one", "two"]
 
 
+async def test_who_was_asked_is_asked_again_without_a_look_at_the_lease(
+    second: Store, twin: Chat, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+    usual = second.driver.leases.current
+
+    async def counted(space: SpaceId) -> Grant | None:
+        nonlocal looks
+        looks += 1
+        return await usual(space)
+
+    monkeypatch.setattr(second.driver.leases, "current", counted)
+    for _ in range(3):
+        await say(twin, "more")
+    assert looks == 1
+    clock.now += 5000  # by then it may have lapsed
+    await say(twin, "more")
+    assert looks == 2
+
+
 async def test_nothing_to_append_needs_nobody(second: Store, twin: Chat) -> None:
     assert await twin.append([]) == 1
     assert second.driver.peers.name not in [info.name for info in await second.driver.peers.everyone()]
@@ -338,12 +358,12 @@ class Wire:
         self.asked: list[bytes] = []
         self.peers.ask = self.on_the_way  # type: ignore[method-assign]
 
-    async def on_the_way(self, name: str, request: bytes, *, heard: object = None) -> bytes:
+    async def on_the_way(self, name: str, request: bytes, *, heard: object = None, still: object = None) -> bytes:
         self.asked.append(request)
         if self.lose_requests:
             self.lose_requests -= 1
             raise Unreachable("lost")
-        found = await self.ask(name, request, heard=heard)  # type: ignore[arg-type]
+        found = await self.ask(name, request, heard=heard, still=still)  # type: ignore[arg-type]
         if self.lose_answers:
             self.lose_answers -= 1
             raise Unreachable("lost")
@@ -384,9 +404,9 @@ async def test_a_lost_answer_and_entries_of_others_behind_it(
     parts(first)._made = Forgetful()
     usual = wire.on_the_way
 
-    async def and_then(name: str, request: bytes, *, heard: object = None) -> bytes:
+    async def and_then(name: str, request: bytes, *, heard: object = None, still: object = None) -> bytes:
         try:
-            return await usual(name, request, heard=heard)
+            return await usual(name, request, heard=heard, still=still)
         except Unreachable:
             await say(chat, "between")
             raise
