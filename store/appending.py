@@ -2,16 +2,18 @@
 
 A part of `store.space.Space`, which opens the log and keeps the fold.
 
-Concurrency: as there. `append` of what nothing has to be waited for doesn't yield.
+Concurrency: as there. `append` of what nothing has to be waited for yields before it begins, but only now and then: so
+that who appends without a pause can be cancelled, and others have their turn.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Generic
+from typing import ClassVar, Final, Generic
 
 import trio
 
@@ -20,6 +22,9 @@ from store.driver import AppendLog
 from store.errors import CorruptLog, CorruptSnapshot, StaleEpoch, StoreError
 from store.folded import Change, Moved, S, all_of
 from store.model import Epoch, Head, NewEntry, Seq, SpaceId
+
+_TURN: Final = 0.002
+"""Seconds for which appends follow each other without a turn for others."""
 
 
 class Appending(ABC, Generic[S]):
@@ -38,6 +43,9 @@ class Appending(ABC, Generic[S]):
         "state",
         "unsynced",
     )
+
+    _turn: ClassVar[float] = 0.0
+    """When others get one, by the monotonic clock."""
 
     id: SpaceId
     state: S | None
@@ -77,6 +85,9 @@ class Appending(ABC, Generic[S]):
 
         Raises StaleEpoch where another process has taken the lease: nothing was appended, and the fold has caught up.
         """
+        if time.monotonic() >= Appending._turn:
+            await trio.lowlevel.checkpoint()
+            Appending._turn = time.monotonic() + _TURN
         try:
             if expected_seq is None and batch and (made := self._append_now(batch)) is not None:
                 log = self._log

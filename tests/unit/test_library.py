@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import trio
+
 from store.library import open_store
 
 
@@ -27,3 +29,26 @@ async def test_one_chat_id_in_two_workspaces_is_two_chats(tmp_path: Path) -> Non
         twin = await two.create_chat("trip", "test", chat=chat.id)
         await chat.append_lines([b"1"], "test")
         assert (await twin.head()).seq == 0
+
+
+async def test_who_appends_without_a_pause_lets_others_run(tmp_path: Path) -> None:
+    ran: list[int] = []
+
+    async def run() -> None:
+        for turn in range(3):
+            ran.append(turn)
+            await trio.lowlevel.checkpoint()
+
+    async with open_store(f"file://{tmp_path}/store") as store:
+        chat = await (await store.create_workspace("demo", "test")).create_chat("trip", "test")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            for _ in range(2_000):
+                await chat.append_lines([b'{"role":"user","content":"more"}'], "test")
+                if len(ran) == 3:
+                    break
+        assert len(ran) == 3
+        with trio.move_on_after(0.01) as scope:
+            for _ in range(2_000):
+                await chat.append_lines([b'{"role":"user","content":"more"}'], "test")
+        assert scope.cancelled_caught
