@@ -1,26 +1,22 @@
-"""Two opened stores on files, and what happens to the files beneath them."""
+"""What happens to the files beneath two instances."""
 
 from __future__ import annotations
 
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pytest
 
-from store import durability, intake
+from store import durability
 from store.chat import Chat
 from store.drivers.file import takeover
 from store.errors import StaleEpoch, StoreFailed
-from store.library import Store, open_store
-from store.model import NewEntry, Seq, uuid7
+from store.library import Store
 from tests.contract.backends import FakeClock
-
-ME = "test"
+from tests.support.instances import holder, say, told
 
 
 @pytest.fixture
@@ -29,54 +25,8 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-async def first(root: Path, clock: FakeClock) -> AsyncIterator[Store]:
-    async with open_store(f"file://{root}", clock=clock) as store:
-        yield store
-
-
-@pytest.fixture
-async def second(root: Path, first: Store, clock: FakeClock) -> AsyncIterator[Store]:
-    async with open_store(f"file://{root}", clock=clock) as store:
-        yield store
-
-
-@pytest.fixture
-async def chat(first: Store) -> Chat:
-    """In the hands of the first."""
-    chat = await (await first.create_workspace("demo", ME)).create_chat("trip", ME)
-    await say(chat, "one")
-    return chat
-
-
-@pytest.fixture
-async def twin(second: Store, chat: Chat) -> Chat:
-    """The same one, in the hands of the second."""
-    twin = await (await second.workspace("demo")).chat("trip")
-    await twin.load()
-    return twin
-
-
-def message(text: str) -> NewEntry:
-    return intake.accept(b'{"role":"user","content":"%s"}' % text.encode(), ME, uuid7)
-
-
-async def say(chat: Chat, *texts: str) -> Seq:
-    return await chat.append([message(text) for text in texts])
-
-
-async def told(chat: Chat) -> list[str]:
-    return [orjson.loads(entry.data)["content"] async for entry in chat.log()]
-
-
-async def holder(store: Store, chat: Chat) -> str:
-    grant = await store.driver.leases.current(chat.space.id)
-    assert grant is not None
-    return grant.holder
+def url(root: Path) -> str:
+    return f"file://{root}"
 
 
 async def test_an_instance_whose_files_were_removed_serves_others_again(
