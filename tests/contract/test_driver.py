@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import trio
 import trio.testing
 
 from store.driver import Driver
-from store.errors import FormatError, InvalidInput, InvalidName, SpaceNotFound
+from store.errors import FormatError, InvalidInput, InvalidName, SpaceNotFound, StoreFailed
 from store.model import SpaceId
 from store.registry import open_driver
 from tests.contract.backends import CHAT, SPACE, Backend, FileBackend, entries
@@ -313,3 +316,26 @@ async def test_what_another_makes_while_it_is_opened_is_no_directory_that_cant_b
     assert not made.exists()
     monkeypatch.setattr(os, "access", access)
     assert not (await file_backend.open()).read_only
+
+
+@pytest.mark.parametrize(
+    ("module", "call", "code", "what"),
+    [
+        (os, "link", errno.EPERM, "hard links"),
+        (os, "link", errno.EOPNOTSUPP, "hard links"),
+        (fcntl, "flock", errno.EOPNOTSUPP, "file locks"),
+        (fcntl, "flock", errno.ENOLCK, "file locks"),
+    ],
+)
+async def test_a_file_system_without_what_a_store_needs_is_named_when_it_is_made(
+    file_backend: FileBackend, monkeypatch: pytest.MonkeyPatch, module: ModuleType, call: str, code: int, what: str
+) -> None:
+    def refuse(*_args: object, **_how: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, call, refuse)
+        with pytest.raises(StoreFailed, match=rf"has no {what} .*another one"):
+            await file_backend.open()
+    assert not list(file_backend.path.iterdir())
+    await file_backend.open()

@@ -10,17 +10,19 @@ Concurrency: none of its own; of several processes that make a store at once, on
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 
-from store import durability
+from store import durability, locks
 from store.errors import FormatError, StoreFailed, StoreNotFound
 
 FORMAT: Final = 2
@@ -34,6 +36,8 @@ KNOWN: Final = frozenset({DESCRIPTION, BACKUP, "workspace", "objects", "kv", "dr
 _BEFORE: Final = (f".{DESCRIPTION}.", "lost+found")
 """How names begin that may stand in a directory that becomes a store."""
 _SIZE_MAX: Final = 1 << 20
+_WANTING: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOLCK})
+"""What is raised by a file system that can't do something."""
 _FOREIGN: Final = frozenset({errno.ELOOP, errno.EISDIR, errno.ENXIO})
 
 
@@ -150,7 +154,10 @@ def make(root: Path) -> bool:
     durability.write_new("store.make", beside, orjson.dumps({"format": FORMAT, "id": str(uuid.uuid4())}) + b"\n")
     first = True
     try:
-        durability.system.link("store.make", beside, described)
+        with _wanting(root, "file locks (flock)"):
+            _check_locks(beside)
+        with _wanting(root, "hard links"):
+            durability.system.link("store.make", beside, described)
     except FileExistsError:
         first = False
     finally:
@@ -158,6 +165,28 @@ def make(root: Path) -> bool:
     for directory in {root, *changed}:
         durability.fsync_dir("store.make", directory)
     return first
+
+
+@contextlib.contextmanager
+def _wanting(root: Path, what: str) -> Iterator[None]:
+    """Raises StoreFailed where the block finds that the file system has no such thing."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _WANTING:
+            raise
+        raise StoreFailed(
+            f"no store can be at {root}: the file system there has no {what} ({os.strerror(error.errno)}): "
+            "choose a directory on another one"
+        ) from error
+
+
+def _check_locks(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        locks.try_lock(fd)
+    finally:
+        os.close(fd)
 
 
 def require(root: Path) -> Description:
