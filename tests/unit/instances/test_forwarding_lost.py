@@ -144,12 +144,12 @@ async def test_a_holder_that_hangs_is_replaced_when_its_lease_has_lapsed(
     first: Store, second: Store, chat: Chat, twin: Chat, clock: FakeClock
 ) -> None:
     """As one that was stopped with SIGSTOP: before it has said anything."""
-    hanging = trio.Event()
+    hanging, over = trio.Event(), trio.Event()
 
     async def hangs(*_args: object) -> Seq:
         hanging.set()
-        await trio.sleep_forever()
-        raise AssertionError
+        await over.wait()
+        raise Unreachable("it never answers")
 
     appender = type("Hanging", (), {"append_under": staticmethod(hangs), "hold": chat.space.hold})
     parts(first).held[chat.space.id]._appender = appender  # type: ignore[assignment]
@@ -169,13 +169,14 @@ async def test_a_holder_that_hangs_is_replaced_when_its_lease_has_lapsed(
     assert done == [2]
     assert await told(chat) == ["one", "two"]
     assert await holder(first, chat) == second.driver.peers.name
+    over.set()
 
 
 @pytest.mark.parametrize("written", [True, False])
 async def test_a_holder_that_hangs_when_it_has_said_what_it_writes(
     first: Store, second: Store, chat: Chat, twin: Chat, clock: FakeClock, *, written: bool
 ) -> None:
-    hanging = trio.Event()
+    hanging, over = trio.Event(), trio.Event()
     usual = chat.space.append_under
 
     async def hangs(batch: object, epoch: Epoch, expected: Seq | None, intent: object) -> Seq:
@@ -185,8 +186,8 @@ async def test_a_holder_that_hangs_when_it_has_said_what_it_writes(
             head = chat.space.head
             intent(Head(Seq(head.seq + 1), head.ts, 12345, head.first_seq, head.size))  # type: ignore[operator]
         hanging.set()
-        await trio.sleep_forever()
-        raise AssertionError
+        await over.wait()
+        raise Unreachable("it never answers")
 
     appender = type("Hanging", (), {"append_under": staticmethod(hangs), "hold": chat.space.hold})
     parts(first).held[chat.space.id]._appender = appender  # type: ignore[assignment]
@@ -202,6 +203,7 @@ async def test_a_holder_that_hangs_when_it_has_said_what_it_writes(
         nursery.cancel_scope.deadline = trio.current_time() + 5
     assert done == [2]
     assert await told(chat) == ["one", "two"]
+    over.set()
 
 
 async def test_waiting_can_be_given_up(second: Store, chat: Chat, twin: Chat) -> None:
