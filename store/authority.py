@@ -50,6 +50,10 @@ _AGAIN: Final = (0.002, 0.04)
 """Seconds until a holder that can't be reached is tried again, at first and at most."""
 
 
+class _Lapsed(Unreachable):
+    """A holder didn't answer as long as its grant was valid: it is stopped, or slow."""
+
+
 class Appender(Protocol):
     """What a holder appends others' entries with: see `store.space.Space`."""
 
@@ -244,7 +248,8 @@ class Authority:
                     self._other = None
                     continue
                 # One that is stopped lapses; one that is renewed all the time might never.
-                if silence.goes_on(grant):
+                silence.lasts(grant)
+                if not isinstance(error, _Lapsed) and silence.goes_on(grant):
                     raise Unreachable(await self._why(grant)) from error
             except StoreError as error:
                 # What another holder said before it went may have been written. By now it is, or never will be.
@@ -290,9 +295,15 @@ class Authority:
         return f"{named} appends to {grant.space} now and takes nothing from others: end it, or do this as its user"
 
     async def _forward(self, grant: Grant, attempt: Attempt, silence: Silence) -> bytes:
-        """What the holder answers. Raises Unreachable where it doesn't, or not before its grant has lapsed."""
+        """What the holder answers. Raises Unreachable where it doesn't; _Lapsed, not before its grant has lapsed."""
+        lapsed = False
 
         async def still() -> bool:
+            nonlocal lapsed
+            lapsed = not await valid()
+            return not lapsed
+
+        async def valid() -> bool:
             try:
                 found = await self._all.leases.current(self.space)
             except StoreError as error:
@@ -306,7 +317,12 @@ class Authority:
             )
 
         request = attempt.request(self.space, grant.epoch, durable=self._all.durable)
-        return await self._all.peers.ask(grant.holder, request, heard=attempt.hear, still=still)
+        try:
+            return await self._all.peers.ask(grant.holder, request, heard=attempt.hear, still=still)
+        except Unreachable as error:
+            if lapsed:
+                raise _Lapsed(f"the lease of {self.space} lapsed while its holder was asked") from error
+            raise
 
     async def serve(self, append: Asked, made: OrderedDict[str, Seq], say: Say) -> Seq:
         """Append for another instance, under the epoch that it has seen; what is in `made` isn't made anew."""

@@ -104,13 +104,17 @@ class Attempt:
         return seq if made else None
 
 
+REFUSALS: Final = 10
+"""So often a holder has to take nothing before it is given up."""
+
+
 class Silence:
     """How long a holder hasn't renewed its lease while it was asked, by this process's own time.
 
     Its clock, or this process's, may be far off.
     """
 
-    __slots__ = ("_epoch", "_limit", "_patience", "_seen", "_since", "lapsed")
+    __slots__ = ("_epoch", "_limit", "_patience", "_refusals", "_seen", "_since", "lapsed")
 
     def __init__(self, patience: float) -> None:
         self.lapsed: Grant | None = None
@@ -120,6 +124,7 @@ class Silence:
         self._since = 0.0
         self._epoch = Epoch(0)
         self._limit = 0.0
+        self._refusals = 0
 
     def lasts(self, found: Grant) -> bool:
         """The lease is this one now. Whether it counts as lapsed."""
@@ -131,12 +136,15 @@ class Silence:
         return self.lapsed == found
 
     def goes_on(self, found: Grant) -> bool:
-        """The holder of this lease didn't answer. Whether that lasts too long, although it may renew its lease."""
-        self.lasts(found)
+        """The holder of this lease takes nothing. Whether that lasts too long, although it may renew its lease.
+
+        It has to happen often, too: this process may have stood still itself.
+        """
         now = trio.current_time()
         if found.epoch != self._epoch:
-            self._epoch, self._limit = found.epoch, now + 2 * self._patience
-        return now > self._limit
+            self._epoch, self._limit, self._refusals = found.epoch, now + 2 * self._patience, 0
+        self._refusals += 1
+        return now > self._limit and self._refusals >= REFUSALS
 
 
 STATUS: Final = orjson.dumps({"v": VERSION, "ask": "status"})

@@ -250,7 +250,7 @@ def test_no_order_forks_a_log(name: str, tmp_path: Path, monkeypatch: pytest.Mon
     holders = case.holders()
     done = explored(tmp_path, monkeypatch, holders, case.bounds)
     print(f"{name}: {done}, {holders.given_up} waited in vain")  # noqa: T201 - pytest shows it with a failure
-    assert done.runs > 30  # else nothing was interleaved
+    assert done.runs > min(30, case.bounds.runs - 1)  # else nothing was interleaved
 
 
 # ---- the protocol, broken on purpose

@@ -7,16 +7,15 @@ import os
 import orjson
 import pytest
 import trio
+import trio.testing
 
 from store import forwarding
 from store.chat import Chat
 from store.driver import Grant
-from store.errors import (
-    NotHolder,
-    Unreachable,
-)
+from store.errors import NotHolder, Unreachable
 from store.library import Store
-from store.model import Epoch, Head, Seq, SpaceId
+from store.model import Epoch, Head, Millis, Seq, SpaceId
+from store.peers import Say, Still
 from tests.contract.backends import FakeClock
 from tests.support.instances import Wire, holder, message, parts, say, told
 
@@ -94,6 +93,46 @@ async def test_a_holder_that_answers_nobody_and_goes_on_holding_is_named(
     with pytest.raises(Unreachable, match=rf"process {os.getpid()} .*end it"):
         await say(twin, "two")
     assert await told(chat) == ["one"]
+
+
+async def test_a_holder_that_is_slow_and_renews_now_and_then_isnt_given_up(
+    first: Store, second: Store, chat: Chat, twin: Chat, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked until its lease has lapsed; by the next look it has been renewed."""
+    wire = Wire(second)
+    usual, asked = wire.ask, 0
+
+    async def slow(name: str, request: bytes, *, heard: Say, still: Still) -> bytes:
+        nonlocal asked
+        asked += 1
+        if asked > 3 * forwarding.REFUSALS:
+            return await usual(name, request, heard=heard, still=still)
+        clock.now += 5000
+        assert not await still()
+        grant = parts(first).held[chat.space.id]._grant
+        assert grant is not None
+        await first.driver.leases.renew(grant, 5000)
+        raise Unreachable("given up")
+
+    wire.peers.ask = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(parts(second), "lease_ms", 10)
+    assert await say(twin, "two") == 2
+    assert asked > 3 * forwarding.REFUSALS
+    assert await told(chat) == ["one", "two"]
+    assert await holder(second, chat) == first.driver.peers.name
+
+
+def test_who_stood_still_itself_gives_nobody_up() -> None:
+    mock_clock = trio.testing.MockClock()
+    found = Grant(SpaceId("workspace/w"), "other", Epoch(1), Millis(1))
+
+    async def refused() -> None:
+        silence = forwarding.Silence(5.0)
+        assert not silence.goes_on(found)
+        mock_clock.jump(100)
+        assert [silence.goes_on(found) for _ in range(forwarding.REFUSALS)] == [False] * 8 + [True] * 2
+
+    trio.run(refused, clock=mock_clock)
 
 
 async def test_a_lease_of_a_clock_that_is_hours_ahead_lapses_when_its_holder_is_silent(
