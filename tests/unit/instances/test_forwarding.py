@@ -10,6 +10,8 @@ import trio
 from store import forwarding
 from store.chat import Chat
 from store.driver import Grant
+from store.drivers import memory_peers
+from store.drivers.file import asking
 from store.errors import (
     InvalidInput,
     LineTooLong,
@@ -114,6 +116,8 @@ async def test_who_was_asked_is_asked_again_without_a_look_at_the_lease(
         return await usual(space)
 
     monkeypatch.setattr(second.driver.leases, "current", counted)
+    for where in (asking, memory_peers):  # nor while an answer is waited for, however long
+        monkeypatch.setattr(where, "_LOOK", 60)
     for _ in range(3):
         await say(twin, "more")
     assert looks == 1
