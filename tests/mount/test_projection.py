@@ -262,8 +262,8 @@ def test_two_mounts_push_and_pull_while_agents_append(ann: Ann, tmp_path: Path) 
         for each in agents:
             each.join()
         assert not failed
-        for who in (ann, ben):
-            wait_for(lambda who=who: "39" in _last(who), what="the copy")
+        for who, name in ((ann, "ann"), (ben, "ben")):
+            wait_for(lambda who=who, name=name: f'"{name} 39"' in who.copied("trip"), what="the copy")
         for who in (ann, ben, ann, ben):
             share(who)
         wanted = {f"{name} {number}" for name in ("ann", "ben") for number in range(40)} | {"begun"}
@@ -271,10 +271,6 @@ def test_two_mounts_push_and_pull_while_agents_append(ann: Ann, tmp_path: Path) 
         assert len(texts) == len(wanted)
         ben.mounted.unmount()
     assert ben.mounted.trouble() == []
-
-
-def _last(who: Ann) -> str:
-    return who.copied("trip")
 
 
 def _said(chat: Path) -> list[str]:

@@ -253,8 +253,9 @@ class Mounted:
             assert self._fusermount("-z"), f"{self.mountpoint} can't be unmounted"
 
     def _in_mount_table(self) -> bool:
-        points = (line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
-        return str(self.mountpoint) in points
+        # Names in it may have what else ends lines; blanks and the like are escaped.
+        lines = Path("/proc/self/mountinfo").read_bytes().split(b"\n")
+        return os.fsencode(self.mountpoint) in (line.split(b" ")[4] for line in lines if line)
 
     def trouble(self) -> list[str]:
         """Lines of stderr that tell of something going wrong and that no test said it expects."""
