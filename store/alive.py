@@ -45,13 +45,18 @@ def is_here(runner: Runner) -> bool:
     return runner.where == here()
 
 
+def runs(runner: Runner) -> bool | None:
+    """Whether it runs; None: nobody here can tell."""
+    if not is_here(runner):
+        return None
+    try:
+        return started(runner.pid) == runner.started
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return None
+
+
 def is_dead(runner: Runner) -> bool:
     """Whether it certainly runs no more."""
-    if not is_here(runner):
-        return False
-    try:
-        return started(runner.pid) != runner.started
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    except OSError:
-        return False
+    return runs(runner) is False

@@ -2,8 +2,10 @@
 
 A session is a document of the store's JsonKv, `sandboxes/<chat id>`: {"id", "workspace", "chat", "runtime", "pid",
 "pid_started", "where", "started", "heartbeat", "expires"} (times in milliseconds; for the process see `store.alive`).
-Whoever runs the sandbox moves `heartbeat` and `expires` on; where all of it is killed, the session is over at once for
-the same machine, and lapses for others. While one is active, its chat isn't archived or removed.
+Whoever runs the sandbox moves `heartbeat` and `expires` on. On the same machine the session is over when that process
+is, at once and not before; for others it lapses. While one is active, its chat isn't archived or removed: who begins
+one moves the workspace's log on afterwards, and who takes a chat away looks for one between reading that log and
+appending to it by its seq, so of two at once one fails (`Workspace.give_to_sandbox`).
 
 Concurrency: every change is a compare-and-set, so two that begin at once get one session and one ChatBusy.
 """
@@ -17,7 +19,7 @@ from typing import Any, Final
 
 import trio
 
-from store.alive import Runner, is_dead, this
+from store.alive import Runner, runs, this
 from store.driver import ABSENT, Clock, Document, Driver, Etag
 from store.errors import ChatBusy, NotHolder, StoreError
 from store.model import TS_MAX, ChatId, Millis, WorkspaceId, clock_ms, is_uuid, uuid7
@@ -51,8 +53,9 @@ class SandboxSession:
         return Runner(self.pid, self.pid_started, self.where)
 
     def active(self, now: int) -> bool:
-        """Whether it hasn't lapsed, and its process may still run."""
-        return self.expires > now and not is_dead(self.runner)
+        """Whether its process runs, however long it was stopped; where nobody can tell, whether it hasn't lapsed."""
+        known = runs(self.runner)
+        return self.expires > now if known is None else known
 
 
 def decode(value: Any) -> SandboxSession | None:
@@ -130,7 +133,7 @@ class Held:
             except NotHolder:
                 raise
             except StoreError:
-                if not self.session.active(self._clock()):
+                if self.session.expires <= self._clock():
                     raise
 
     async def end(self) -> None:

@@ -8,10 +8,13 @@ Concurrency: as in `store.chat`: decisions are appended with `expected_seq` and 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final
 from weakref import WeakValueDictionary
 
+import orjson
 import trio
 
 from store import events as ev
@@ -19,7 +22,7 @@ from store import sandboxes
 from store.authority import Authority
 from store.chat import Chat
 from store.driver import Driver
-from store.errors import ChatNotFound, NameTaken, NotEmpty, SeqConflict
+from store.errors import ChatNotFound, CorruptLog, NameTaken, NotEmpty, SeqConflict
 from store.folded import Change, Moved
 from store.kinds import WORKSPACE
 from store.model import (
@@ -51,6 +54,8 @@ class Hooks:
 
 
 Decision = Callable[[WorkspaceState], Sequence[ev.Event]]
+_TAKING_AWAY: Final = (ev.ChatTrashed, ev.ChatArchived, ev.ChatDeleted)
+"""What isn't done to a chat that a sandbox has."""
 
 
 class Workspace:
@@ -129,10 +134,11 @@ class Workspace:
         chat: ChatId | None = None,
         place: Place = Place.CHATS,
         projection: str | None = None,
+        fill: Callable[[Chat], Awaitable[None]] | None = None,
     ) -> Chat:
-        """A new chat, in chats/ or archive/; `projection` as in `Chat.change`.
+        """A new chat, in chats/ or archive/; `projection` as in `Chat.change`; `fill` brings what it says.
 
-        Raises InvalidName, NameTaken, QuotaExceeded.
+        Raises InvalidName, NameTaken, QuotaExceeded, and what `fill` raises.
         Its log is made first, so that a chat that is listed always has one, and none is projected that is local.
         """
         directory_name(name)
@@ -149,6 +155,8 @@ class Workspace:
         if projection is not None:
             await made.change(actor, projection=projection)
             await made.sync()
+        if fill is not None:
+            await fill(made)
         await self._decide(decide, actor, tidying=False)
         self._chats[new] = made
         self._hooks.touched(made)
@@ -168,8 +176,6 @@ class Workspace:
             return
         if record.place is Place.TRASH:
             await self._restore(record, name, actor)
-        if place is Place.ARCHIVE and record.place is not Place.ARCHIVE:
-            await self.require_free_of_sandboxes(chat)
 
         def decide(state: WorkspaceState) -> Sequence[ev.Event]:
             record = self._require(state, chat)
@@ -185,7 +191,6 @@ class Workspace:
 
     async def trash_chat(self, chat: ChatId, actor: str, *, since: Seq | None = None) -> None:
         """To the trash. `since`: attachments removed from that seq on belong to the same removal. Raises ChatBusy."""
-        await self.require_free_of_sandboxes(chat)
 
         def decide(state: WorkspaceState) -> Sequence[ev.Event]:
             record = state.chats.get(chat)
@@ -215,7 +220,21 @@ class Workspace:
         """Raises ChatBusy while a sandbox session is active on the chat."""
         session = await sandboxes.active_on(self.driver, chat)
         if session is not None:
-            raise sandboxes.busy(self.chat_by_id(chat).called, session)
+            record = self.state.chats.get(chat)
+            raise sandboxes.busy(f"{self.called}/{chat if record is None else record.name}", session)
+
+    async def give_to_sandbox(self, chat: ChatId, session: str, actor: str) -> None:
+        """After a session has begun: who looked for one just before it did can't take the chat away any more.
+
+        The log moves on by an entry, so that theirs, which they append by the seq that they saw before they looked, is
+        a conflict, and they look again. Raises ChatNotFound where one was faster.
+        """
+        event = {"type": "sandbox.started", "session": session, "chat": chat}
+        with contextlib.suppress(CorruptLog):  # of a damaged log nobody takes anything away
+            await self.quota.append(self.space, [NewEntry(orjson.dumps(event), actor)], tidying=True)
+        found = (await self.load()).chats.get(chat)
+        if found is None or found.place is Place.TRASH:
+            raise ChatNotFound(f"{self.called}/{chat if found is None else found.name} was removed just now")
 
     @staticmethod
     def _require(state: WorkspaceState, chat: ChatId) -> ChatRecord:
@@ -270,20 +289,37 @@ class Workspace:
         return await self.quota.usage()
 
     async def append_lines(self, batch: Sequence[NewEntry]) -> Seq:
-        """Append to the workspace's own log as it is (history.jsonl at the workspace's top)."""
-        if not (await self.load()).quota_bytes and any(b"quota_bytes" in new.data for new in batch):
+        """Append to the workspace's own log as it is (history.jsonl at the workspace's top). Raises ChatBusy."""
+        events = [ev.parse(new.data) for new in batch]
+        limits = any(isinstance(event, ev.WorkspaceChanged) and event.quota_bytes for event in events)
+        if limits and not (await self.load()).quota_bytes:
             await self.quota.begin_anew()
+        while any(isinstance(event, _TAKING_AWAY) for event in events):
+            seq = (await self.load()).seq
+            await self._require_free_for(events)
+            try:
+                return await self.quota.append(self.space, batch, expected_seq=seq)
+            except SeqConflict:
+                await trio.lowlevel.checkpoint()
         return await self.quota.append(self.space, batch)
+
+    async def _require_free_for(self, events: Sequence[ev.Event | ev.Unknown]) -> None:
+        """Raises ChatBusy where one of them takes away a chat that a sandbox has."""
+        for event in events:
+            if isinstance(event, _TAKING_AWAY) and event.chat in self.state.chats:
+                await self.require_free_of_sandboxes(ChatId(event.chat))
 
     async def _decide(self, decide: Decision, actor: str, *, tidying: bool = True) -> None:
         while True:
             state = await self.load()
+            seq = state.seq
             events = decide(state)
             if not events:
                 return
+            await self._require_free_for(events)
             batch = [NewEntry(event.encode(), actor) for event in events]
             try:
-                await self.quota.append(self.space, batch, expected_seq=state.seq, tidying=tidying)
+                await self.quota.append(self.space, batch, expected_seq=seq, tidying=tidying)
             except SeqConflict:
                 await trio.lowlevel.checkpoint()
                 continue

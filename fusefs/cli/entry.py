@@ -32,7 +32,7 @@ from fusefs.cli import (
     workspace,
 )
 from fusefs.cli.errors import UsageError
-from fusefs.cli.output import Complaints, complain
+from fusefs.cli.output import Complaints, complain, escape_lines
 from fusefs.cli.parser import Parser, add_global
 from fusefs.cli.version import version
 from store.errors import StoreError
@@ -117,7 +117,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def _failed(error: BaseException, args: Namespace, complaints: Complaints) -> int:
     if args.debug:
-        traceback.print_exception(error)
+        print(escape_lines("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     match error:
         case BrokenPipeError():
             # What is still buffered must not fail once more at exit.

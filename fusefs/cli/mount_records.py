@@ -86,7 +86,8 @@ def recorded(mountpoint: Path, store: str) -> Iterator[None]:
     """Say meanwhile that this process serves the mount there; without effect where that can't be written down."""
     path = _record_path(mountpoint)
     beside = path.with_name(f"{path.name}.{os.getpid()}")
-    record = MountRecord(os.getpid(), _started(os.getpid()) or 0, str(mountpoint), store)
+    shown = os.fsencode(mountpoint).decode(errors="backslashreplace")
+    record = MountRecord(os.getpid(), _started(os.getpid()) or 0, shown, store)
     with contextlib.suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside.write_bytes(orjson.dumps(asdict(record)) + b"\n")

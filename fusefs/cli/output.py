@@ -23,7 +23,10 @@ from store.metadata import pretty
 _BUFFER: Final = 256 * 1024
 _REDRAW_SECONDS: Final = 0.1
 _UNITS: Final = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
-_OBEYED: Final = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_TURNING: Final = "\u061c\u200e\u200f\u202a-\u202e\u2066-\u206f"
+"""What changes the direction of writing (Unicode Standard Annex #9)."""
+_OBEYED: Final = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029{_TURNING}\ud800-\udfff]")
+_OBEYED_IN_JSON: Final = re.compile(f"[\x7f-\x9f\u2028\u2029{_TURNING}]")
 _OBEYED_IN_TEXT: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -37,6 +40,11 @@ def escape(text: str) -> str:
     return _OBEYED.sub(_escaped, text)
 
 
+def escape_lines(text: str) -> str:
+    """`text` of several lines, of which no terminal obeys one."""
+    return "\n".join(map(escape, text.split("\n")))
+
+
 def write_line(text: str) -> None:
     """One line on stdout."""
     print(escape(text))
@@ -45,6 +53,17 @@ def write_line(text: str) -> None:
 def complain(text: str) -> None:
     """One line on stderr."""
     print(f"chatfs: {escape(text)}", file=sys.stderr)
+
+
+class LogFormatter(logging.Formatter):
+    """For what a mount logs: to its log file, or to a terminal."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See Formatter."""
+        return escape_lines(super().format(record))
 
 
 class Complaints(logging.Handler):
@@ -67,8 +86,8 @@ class Complaints(logging.Handler):
 
 
 def write_json(value: Any) -> None:
-    """One JSON document on stdout."""
-    print(pretty(value).decode(), end="")
+    """One JSON document on stdout; in its strings, what a terminal would obey is escaped as JSON has it."""
+    print(_OBEYED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", pretty(value).decode()), end="")
 
 
 def write_fields(fields: Iterable[tuple[str, str]]) -> None:

@@ -140,7 +140,8 @@ async def _called(store: Store, session: SandboxSession) -> str:
 
 
 async def _stop(store: Store, args: Namespace) -> None:
-    from fusefs.sandbox.run import remove_containers, stop  # noqa: PLC0415 - as above
+    from fusefs.sandbox.containers import remove_dead  # noqa: PLC0415 - as above
+    from fusefs.sandbox.run import stop  # noqa: PLC0415 - as above
 
     session = await _find(store, args.session)
     called = await _called(store, session)
@@ -156,7 +157,7 @@ async def _stop(store: Store, args: Namespace) -> None:
             break
         await trio.sleep(0.02)
     # One that was killed can't say so itself.
-    await remove_containers(store)
+    await remove_dead(store)
     await sandboxes.forget(store.driver, session)
     write_line(f"stopped the sandbox of {called}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any, Final
@@ -57,7 +58,7 @@ async def _search(store: Store, args: Namespace) -> None:
     from store.index import Kind, Search  # noqa: PLC0415 - SQLite, which other commands don't need
 
     search = Search(
-        " ".join(args.words),
+        os.fsencode(" ".join(args.words)).decode(errors="replace"),
         workspace=args.workspace,
         role=args.role,
         kinds=frozenset(Kind(_KINDS[name]) for name in args.kinds or ()),

@@ -28,8 +28,10 @@ class Recorder:
         self._chat = chat
         self._session = session
         self._actor = actor
-        self._pending: dict[str, bytes] = {}
+        self.pending: dict[str, bytes] = {}
+        """What hasn't been recorded, by its stream."""
         self._wake = trio.Event()
+        self._turn = trio.Lock()
         self._failed = ""
 
     async def note(self, kind: str, **fields: Any) -> None:
@@ -44,9 +46,9 @@ class Recorder:
 
     async def output(self, stream: str, data: bytes) -> None:
         """The command wrote `data` to `stream`."""
-        self._pending[stream] = self._pending.get(stream, b"") + data
+        self.pending[stream] = self.pending.get(stream, b"") + data
         self._wake.set()
-        if len(self._pending[stream]) >= PIECE:
+        if len(self.pending[stream]) >= PIECE:
             await self.flush(whole=False)
 
     async def gather(self) -> None:
@@ -58,19 +60,25 @@ class Recorder:
             await self.flush(whole=False)
 
     async def flush(self, *, whole: bool = True) -> None:
-        """Record what there is; unless `whole`, a character of which only a part has come stays for the next."""
-        pending, self._pending = self._pending, {}
-        for stream, data in pending.items():
-            kept = b"" if whole else _unfinished(data)
-            if kept:
-                self._pending[stream] = kept
-            rest = data[: len(data) - len(kept)]
-            while rest:
-                piece = rest[:PIECE]
-                if len(piece) < len(rest):
-                    piece = piece[: len(piece) - len(_unfinished(piece))]
-                rest = rest[len(piece) :]
-                await self.note("output", stream=stream, **_content(piece))
+        """Record what there is; unless `whole`, a character of which only a part has come stays for the next.
+
+        What was taken out is recorded, also where this is cancelled: in the order in which it came.
+        """
+        async with self._turn:
+            pending, self.pending = self.pending, {}
+            kept = {} if whole else {stream: rest for stream, data in pending.items() if (rest := _unfinished(data))}
+            self.pending.update(kept)
+            with trio.CancelScope(shield=True):
+                for stream, data in pending.items():
+                    await self._output(stream, data[: len(data) - len(kept.get(stream, b""))])
+
+    async def _output(self, stream: str, rest: bytes) -> None:
+        while rest:
+            piece = rest[:PIECE]
+            if len(piece) < len(rest):
+                piece = piece[: len(piece) - len(_unfinished(piece))]
+            rest = rest[len(piece) :]
+            await self.note("output", stream=stream, **_content(piece))
 
 
 def _content(data: bytes) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """What starts a command in a sandbox: the words of bubblewrap, podman, or of nothing at all.
 
-Pure, but for asking which directories and programs this machine has.
+Nothing is started here; this machine is asked which directories and programs it has.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _HIDDEN: Final = (
 )
 """The same, and can't: what tells of the kernel's memory, its keys and the disks."""
 _ROOM: Final = 1 << 30
-"""Bytes of memory that files in /tmp may take: else half of the machine's."""
+"""Bytes of memory that files in /tmp, and in /dev/shm, may take: else half of the machine's."""
 _KEPT: Final = ("TERM", "COLORTERM", "LANG", "LC_ALL", "TZ")
 
 
@@ -79,6 +79,8 @@ class Wanted:
     settings: Sequence[str] = ()
     """NAME=VALUE, for the environment inside."""
     session: str = ""
+    info: int = -1
+    """The descriptor that bubblewrap tells of its first process."""
 
 
 def words(wanted: Wanted) -> list[str]:
@@ -108,6 +110,7 @@ def _bubblewrap(wanted: Wanted) -> list[str]:
     found += ["--new-session"] * (not wanted.terminal)
     found += ["--cap-drop", "ALL"]  # else root would keep its capabilities, and could mount
     found += ["--share-net"] * wanted.network
+    found += ["--info-fd", str(wanted.info)] * (wanted.info >= 0)
     if wanted.image:
         root = Path(wanted.image)
         if not root.is_dir():
@@ -117,7 +120,8 @@ def _bubblewrap(wanted: Wanted) -> list[str]:
             raise UsageError(f"{wanted.image} has no directory {CHAT}: make one, for the chat to be mounted on")
     else:
         found += _host_programs(network=wanted.network)
-    found += ["--dev", "/dev", "--proc", "/proc"]
+    found += ["--dev", "/dev", "--size", str(_ROOM), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"]  # noqa: S108
+    found += ["--proc", "/proc"]
     for name in _OF_THE_MACHINE:
         # Who is the machine's root may write them without any capability.
         found += ["--ro-bind-try", f"/proc/{name}", f"/proc/{name}"]
@@ -129,7 +133,9 @@ def _bubblewrap(wanted: Wanted) -> list[str]:
             found += ["--ro-bind", "/dev/null", path]
     if not wanted.image or (Path(wanted.image) / "tmp").is_dir():
         found += ["--size", str(_ROOM), "--tmpfs", "/tmp"]  # noqa: S108 - its own
-    return [*found, "--bind", str(wanted.chat), CHAT, "--chdir", CHAT, "--", *wanted.command]
+    found += ["--bind", str(wanted.chat), CHAT]
+    found += ["--remount-ro", "/"] * (not wanted.image)  # when all is there that stands on it
+    return [*found, "--chdir", CHAT, "--", *wanted.command]
 
 
 def _host_programs(*, network: bool) -> list[str]:
@@ -163,6 +169,15 @@ def _podman(wanted: Wanted) -> list[str]:
         # Beneath /chat it needs a directory, which podman would make in the image's own: that stays as it is.
         return [*found, "--read-only", "--rootfs", str(Path(wanted.image).resolve()), *wanted.command]
     return [*found, wanted.image, *wanted.command]
+
+
+def hidden(command: Sequence[str]) -> tuple[int, list[str]]:
+    """Bubblewrap's options as a file, and the words that are left: inside, those can be read, and name directories."""
+    end = command.index("--")
+    options = os.memfd_create("options", os.MFD_CLOEXEC)
+    os.write(options, b"".join(os.fsencode(word) + b"\0" for word in command[1:end]))
+    os.lseek(options, 0, os.SEEK_SET)
+    return options, [command[0], "--args", str(options), *command[end:]]
 
 
 def podman() -> list[str]:

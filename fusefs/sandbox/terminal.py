@@ -11,10 +11,9 @@ import contextlib
 import errno
 import fcntl
 import os
-import sys
 import termios
 import tty
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 
 import trio
 
@@ -51,22 +50,18 @@ class Terminal:
         """The caller is done with it."""
         os.close(self.ours)
 
-    async def show(self, heard: Callable[[bytes], Awaitable[None]]) -> None:
-        """Copy what the command writes to stdout, until its end."""
+    async def read(self) -> bytes:
+        """What the command has written; nothing at its end."""
         while True:
             try:
                 await trio.lowlevel.wait_readable(self.ours)
-                piece = os.read(self.ours, _PIECE)
+                return os.read(self.ours, _PIECE)
             except BlockingIOError:
                 continue
             except OSError as error:
                 if error.errno == errno.EIO:  # nobody has the other side open any more
-                    return
+                    return b""
                 raise
-            if not piece:
-                return
-            await write_all(sys.stdout.fileno(), piece)
-            await heard(piece)
 
     async def type(self) -> None:
         """Copy what is typed, for ever."""

@@ -288,7 +288,7 @@ def _looked(path: Path, heads: Iterable[tuple[SpaceId, int, int]]) -> str:
 
 def _looked_as(path: Path, mode: str, heads: Iterable[tuple[SpaceId, int, int]]) -> str:
     with contextlib.closing(
-        sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=5, isolation_level=None)
+        sqlite3.connect(f"file:{quote(os.fsencode(path))}?{mode}", uri=True, timeout=5, isolation_level=None)
     ) as connection:
         return _index_problem(connection, heads)
 

@@ -25,6 +25,10 @@ no writes; every pass has its own state, so chats may be iterated from several t
 
 from __future__ import annotations
 
+import errno
+import logging
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,13 +36,17 @@ from typing import Any, Final
 
 import orjson
 
+from store import regular
 from store.events import ChatChanged, Event, MessageAppended
 from store.importers.conversation import Conversation
 from store.importers.imported import ImportedAttachment, ImportedChat, ImportedRecord
 from store.importers.payloads import RECORD_MAX, Payloads, sealed
 from store.importers.source import Keys, Parsed, Unparsed, is_uuid, name_of, read, time_of, title_of
 
+_log = logging.getLogger(__name__)
+
 SOURCE: Final = "claude-code"
+_LINK: Final = "is a symbolic link, which isn't followed"
 _TITLES: Final = {"summary": ("summary", 1), "ai-title": ("aiTitle", 2), "custom-title": ("customTitle", 3)}
 """Where a title stands in a record of each type, and its rank: a lower one doesn't replace a higher one."""
 _MESSAGES: Final = frozenset({"user", "assistant"})
@@ -48,18 +56,45 @@ def read_claude_code(path: Path) -> list[ImportedChat]:
     """The chats in `path`: a session's file, or a directory with sessions anywhere below it.
 
     A directory named `.claude` stands for its `projects`. Files in a directory that have no records of a session are
-    passed over. Raises OSError for what can't be read.
+    passed over. Symbolic links in it aren't followed, also not those that come meanwhile: whoever may write there would
+    have files read that only the caller may read. Raises OSError for what can't be read.
     """
     if not path.is_dir():
-        return [_chat(path, _survey(path))]
-    root = path / "projects" if path.name == ".claude" else path
-    found: list[ImportedChat] = []
-    for file in sorted(root.rglob("*.jsonl")):
-        if file.is_file():
-            survey = _survey(file)
-            if survey.typed:
-                found.append(_chat(file, survey))
-    return found
+        return [_chat(path, _survey(os.open(path, os.O_RDONLY | os.O_CLOEXEC)))]
+    root = path / "projects" if path.name == ".claude" else path.resolve()
+    if root.is_symlink():
+        raise OSError(errno.ELOOP, f"{_LINK}: name {root.resolve()} itself", str(root))
+    found: list[tuple[Path, ImportedChat]] = []
+    for directory, _below, names, fd in os.fwalk(root, onerror=_passed_over):
+        for name in names:
+            file = Path(directory) / name
+            opened = _opened(file, fd) if name.endswith(".jsonl") else None
+            if opened is not None and (survey := _survey(opened)).typed:
+                found.append((file, _chat(file, survey)))
+    return [chat for _, chat in sorted(found, key=lambda each: each[0])]
+
+
+def _passed_over(error: OSError) -> None:
+    _log.warning("%s: %s", error.filename, error.strerror)
+
+
+def _opened(path: Path, directory: int) -> int | None:
+    """A descriptor of a regular file; None where something else stands there, or nothing any more."""
+    try:
+        fd = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=directory)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in regular.REFUSED:
+            if error.errno == errno.ELOOP:
+                _log.warning("%s %s", path, _LINK)
+            return None
+        error.filename = str(path)
+        raise
+    if stat.S_ISREG(os.fstat(fd).st_mode):
+        return fd
+    os.close(fd)
+    return None
 
 
 @dataclass(slots=True)
@@ -67,6 +102,8 @@ class _Survey:
     """What must be known of a whole file before its first record can be handed over."""
 
     size: int
+    identity: tuple[int, int]
+    """The device and the inode."""
     session: str | None = None
     typed: bool = False
     chains: set[bool] = field(default_factory=set)
@@ -114,9 +151,10 @@ def _typed_first(record: dict[str, Any]) -> str:
     return ""
 
 
-def _survey(path: Path) -> _Survey:
-    survey = _Survey(path.stat().st_size)
-    with path.open("rb") as stream:
+def _survey(fd: int) -> _Survey:
+    with open(fd, "rb") as stream:
+        status = os.fstat(fd)
+        survey = _Survey(status.st_size, (status.st_dev, status.st_ino))
         for item in read(stream, survey.size):
             if item.note is not None:
                 survey.problems.append(item.note)
@@ -135,7 +173,7 @@ def _chat(path: Path, survey: _Survey) -> ImportedChat:
         source = f"{survey.session}.{path.stem}"
     opening = survey.openings.get(survey.sidechains, "")
     name = name_of(titles.title) or name_of(opening) or name_of(source[:8]) or "session"
-    records = _Records(path, survey.size, leaves, survey.sidechains)
+    records = _Records(path, survey.size, survey.identity, leaves, survey.sidechains)
     return ImportedChat(source, name, titles.title, records, survey.problems)
 
 
@@ -170,16 +208,21 @@ class _Titles:
 
 @dataclass(frozen=True, slots=True)
 class _Records:
-    """The records of one file; each iteration reads it anew."""
+    """The records of one file; each iteration reads it anew, and raises OSError where another has taken its place."""
 
     path: Path
     size: int
+    identity: tuple[int, int]
     leaves: set[str]
     sidechains: bool
 
     def __iter__(self) -> Iterator[ImportedRecord]:
         chat = _Pass(self)
-        with self.path.open("rb") as stream:
+        fd = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb") as stream:  # noqa: PTH123 - a descriptor
+            status = os.fstat(fd)
+            if (status.st_dev, status.st_ino) != self.identity:
+                raise OSError(errno.ESTALE, "was replaced while it was read: import it again", str(self.path))
             for item in read(stream, self.size):
                 if isinstance(item, Unparsed):
                     yield chat.unparsed(item)

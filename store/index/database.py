@@ -74,7 +74,7 @@ def connect(path: Path) -> sqlite3.Connection:
         if path.is_symlink() or not path.is_file():
             raise Foreign(f"{path} is no file")
         connection = sqlite3.connect(
-            f"file:{quote(str(path))}?mode=rw",
+            f"file:{quote(os.fsencode(path))}?mode=rw",
             uri=True,
             timeout=BUSY_SECONDS,
             isolation_level=None,
@@ -156,7 +156,9 @@ def _copy(path: Path, target: sqlite3.Connection) -> None:
         if mode == "immutable=1" and os.access(path.parent, os.W_OK):
             continue
         try:
-            with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?{mode}", uri=True, timeout=1)) as source:
+            with contextlib.closing(
+                sqlite3.connect(f"file:{quote(os.fsencode(path))}?{mode}", uri=True, timeout=1)
+            ) as source:
                 _check(source, path)
                 source.backup(target)
                 return

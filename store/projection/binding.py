@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 ROOT: Final = ".chatfs"
 CHATS: Final = "chats"
 _ID: Final = "id"
+_ID_MAX: Final = 4096
 PREFIX: Final = "projects/"
 """Of the documents' keys."""
 _COMMENT: Final = "# The chatfs workspace whose chats are in this directory: see chatfs project. Commit this file."
@@ -45,7 +46,7 @@ def read_id(directory: str | Path) -> WorkspaceId | None:
     """The workspace that a directory is bound to; None where it isn't. Raises InvalidInput where that can't be read."""
     try:
         with Directory.at(os.path.join(directory, ROOT)) as root:
-            found = root.read(_ID)
+            found = root.read(_ID, _ID_MAX)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, StoreError) as error:
@@ -78,6 +79,10 @@ def find(start: str | Path) -> Binding | None:
 def write(directory: str | Path, workspace: WorkspaceId) -> Binding:
     """Bind a directory: `.chatfs/` with what git is told. Idempotent. Raises InvalidInput (another has it), OSError."""
     place = os.path.realpath(directory)
+    try:
+        place.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(f"{place} has a name that isn't UTF-8: choose a directory whose name is") from None
     there = read_id(place)
     if there is not None and there != workspace:
         raise InvalidInput(f"{place} belongs to the workspace {there} already: remove {ROOT}/{_ID} there first")

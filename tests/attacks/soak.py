@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from store.library import CHATS_IN_MEMORY
+from store.snapshots import KEPT
 from tests.support.mounts import Mounted, message
 from tests.support.waiting import wait_for
 
@@ -42,13 +44,19 @@ class Figures:
     mounts: int
     files: int
     drafts: int
+    snapshots: int = 0
+    """The most that one log has: a log that has grown long has some, and no more however long it gets."""
     chats: int = 0
     """How many have been made so far."""
+    names: frozenset[str] = frozenset()
+    """Of the files."""
 
     def rows(self, other: Figures) -> list[tuple[str, int, int, bool]]:
         """Name, here, in the other, and whether that is well."""
         found = []
         for name, before in vars(self).items():
+            if name == "names":
+                continue
             after = getattr(other, name)
             well = after <= before
             if name == "memory":
@@ -57,6 +65,8 @@ class Figures:
                 # Chats that were used last stay open, also deleted ones, as many as the library keeps in memory.
                 more = min(other.chats, CHATS_IN_MEMORY) - min(self.chats, CHATS_IN_MEMORY)
                 well = after <= before + 8 + 5 * more
+            elif name == "snapshots":
+                well = after <= KEPT
             elif name == "chats":
                 well = True
             elif name == "threads":
@@ -77,14 +87,19 @@ def measure(mounted: Mounted) -> Figures:
             running += ours in each.read_bytes()
         except OSError:
             continue
+    files = [path.relative_to(mounted.store) for path in mounted.store.rglob("*") if not path.is_dir()]
+    kept = Counter(path.parent for path in files if path.parent.name == "snapshots" and path.suffix == ".json")
+    others = [path for path in files if path.parent.name != "snapshots"]
     return Figures(
         memory=int(status["VmRSS"].split()[0]) * 1024,
         descriptors=len(os.listdir(process / "fd")),
         threads=int(status["Threads"]),
         processes=running,
         mounts=Path("/proc/self/mountinfo").read_text().count(str(mounted.root)),
-        files=sum(len(files) for _, _, files in os.walk(mounted.store)),
+        files=len(others),
         drafts=len(os.listdir(mounted.store / "drafts")) + len(os.listdir(mounted.store / "instances")),
+        snapshots=max(kept.values(), default=0),
+        names=frozenset(map(str, others)),
     )
 
 
@@ -191,7 +206,8 @@ def table(first: Figures, last: Figures) -> str:
         f"{name:12} {before:12,} {after:12,}{'' if well else '   MORE'}"
         for name, before, after, well in first.rows(last)
     ]
-    return "\n".join(lines)
+    more = sorted(last.names - first.names) if last.files > first.files else []
+    return "\n".join([*lines, *(f"  new: {name}" for name in more)])
 
 
 def main() -> int:

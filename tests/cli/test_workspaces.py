@@ -36,7 +36,8 @@ def test_a_quota_is_shown_set_and_lifted(demo: Cli) -> None:
     assert demo.json("workspace", "quota", "demo")["quota_bytes"] == 1024
     said = demo.fails("append", "demo/trip", given=b'{"role":"user","content":"%s"}\n' % (b"x" * 2000))
     assert "uses" in said
-    assert said.endswith("more don't fit; nothing was appended")
+    assert "more don't fit (make room, or allow more with chatfs workspace quota demo SIZE)" in said
+    assert said.endswith("; nothing was appended")
     assert len(demo.entries("demo/trip")) == 2
     demo.run("workspace", "quota", "demo", "none")
     assert demo.run("append", "demo/trip", given=b'"small"') == "3\n"
@@ -49,7 +50,14 @@ def test_a_size_that_is_none_is_wrong_usage(cli: Cli, size: str) -> None:
 
 def test_what_is_refused_says_why(demo: Cli) -> None:
     assert demo.fails("workspace", "create", "demo") == "workspace 'demo' exists already: choose another name"
-    assert demo.fails("workspace", "create", "a/b") == "'a/b' can't name a name"
+    assert demo.fails("workspace", "create", "a/b") == "name 'a/b' has a slash: choose another"
     assert demo.fails("workspace", "rm", "demo") == "workspace 'demo' still has chats: remove them first"
     demo.run("chat", "rm", "demo/trip")
     demo.run("workspace", "rm", "demo")
+
+
+def test_a_quota_below_what_is_used_is_pointed_out(demo: Cli) -> None:
+    code, out, said = demo.attempt("workspace", "quota", "demo", "10")
+    assert (code, out.splitlines()[0]) == (0, "quota  10 bytes")
+    assert said.startswith("chatfs: demo uses more than its quota: ")
+    assert said.count("\n") == 1

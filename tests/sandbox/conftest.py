@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -136,6 +137,16 @@ class Sandboxed(Cli):
         """Mounts and directories of sandboxes."""
         base = self.root / "state/chatfs/sandboxes"
         return [*(base.iterdir() if base.exists() else []), *self.mounted()]
+
+
+def begun(
+    demo: Sandboxed, chat: Chat, *words: str, script: str = "sleep 600", given: int = subprocess.DEVNULL
+) -> subprocess.Popen[bytes]:
+    """A sandbox whose command has started."""
+    process = demo.begin("sandbox", "run", chat.path, *words, "--", "sh", "-c", f"echo ready; {script}", stdin=given)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    return process
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ with the machine's own words.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import re
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -137,6 +139,28 @@ def test_two_sandboxes_of_one_workspace(demo: Sandboxed, runtime: list[str]) -> 
     assert process.wait(60) == 0
     assert chat.says("before", "after", "at the end") == [True] * 3
     wait_for(lambda: demo.active() == [], 30)
+
+
+def test_nothing_runs_on_when_it_is_killed(demo: Sandboxed, runtime: list[str]) -> None:
+    """Podman's containers have no parent that the kernel would tell."""
+    chat = demo.chat()
+    seconds = str(uuid.uuid4().int)[:12]
+    process = begun(demo, chat, runtime, f"sleep {seconds}")
+    assert _running(seconds)
+    process.kill()
+    process.wait(30)
+    wait_for(lambda: not _running(seconds), 30, what="the end of its processes")
+    wait_for(lambda: not demo.mounted(), 30, what="the unmount")
+
+
+def _running(word: str) -> list[int]:
+    """The processes that have it among their words."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def _until(stream: IO[bytes], last: bytes) -> str:

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import base64
-import contextlib
-import fcntl
 import os
-import pty
-import re
-import select
 import signal
 import subprocess
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import orjson
@@ -21,7 +14,7 @@ import pytest
 from fusefs.cli.entry import main
 from fusefs.sandbox import mountpoints
 from tests.cli.conftest import REPOSITORY
-from tests.sandbox.conftest import Chat, Sandboxed
+from tests.sandbox.conftest import Chat, Sandboxed, begun
 from tests.support.mounts import message
 from tests.support.waiting import wait_for
 
@@ -94,22 +87,47 @@ def test_read_only_and_append_only(chat: Chat, access: str) -> None:
     assert chat.says("added") == [access == "--append-only"]
 
 
-def begun(demo: Sandboxed, chat: Chat, *words: str, script: str = "sleep 600") -> subprocess.Popen[bytes]:
-    """A sandbox whose command has started."""
-    process = demo.begin("sandbox", "run", chat.path, *words, "--", "sh", "-c", f"echo ready; {script}")
+def test_what_it_left_running_is_not_waited_for(demo: Sandboxed, chat: Chat) -> None:
+    """Without isolation that goes on, and has the files that are recorded still open."""
+    words = (
+        "sandbox",
+        "run",
+        chat.path,
+        "--runtime",
+        "none",
+        "--record",
+        "--",
+        "sh",
+        "-c",
+        "sleep 600 & echo $!; exit 4",
+    )
+    process = demo.begin(*words)
     assert process.stdout is not None
-    assert process.stdout.readline() == b"ready\n"
-    return process
+    pid = int(process.stdout.readline())
+    try:
+        assert process.wait(30) == 4
+        assert [event["text"] for event in chat.events("sandbox.output")] == [f"{pid}\n"]
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
-def test_signals_are_passed_on(demo: Sandboxed, chat: Chat) -> None:
-    script = "trap 'echo ended well; exit 5' TERM; echo trapped; while :; do sleep 0.1; done"
-    process = begun(demo, chat, "--runtime", "none", script=script)
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"trapped\n"
-    process.send_signal(signal.SIGTERM)
-    assert process.stdout.read() == b"ended well\n"
-    assert process.wait(30) == 5
+@pytest.mark.parametrize("runtime", ["none", "bwrap"])
+def test_what_it_has_used_is_the_commands(chat: Chat, runtime: str) -> None:
+    program = "import time\nbytearray(100 << 20)\nwhile time.process_time() < 0.3: pass"
+    assert chat.sandbox("--runtime", runtime, "--", "/usr/bin/python3", "-c", program)[0] == 0
+    (exited,) = chat.events("sandbox.exited")
+    assert exited["user_seconds"] + exited["system_seconds"] >= 0.3
+    assert exited["max_rss_bytes"] >= 100 << 20
+
+
+def test_what_a_killed_one_has_written_down_goes(demo: Sandboxed, chat: Chat) -> None:
+    other = demo.chat()
+    process = begun(demo, chat)
+    process.kill()
+    process.wait(30)
+    assert chat.session() is not None
+    assert other.sandbox("--runtime", "none", "--", "true")[0] == 0
+    assert chat.session() is None
 
 
 def test_a_chat_in_a_sandbox_stays_until_it_is_stopped(demo: Sandboxed, chat: Chat) -> None:
@@ -184,96 +202,6 @@ def test_a_runtime_directory_of_somebody_else_is_not_used(tmp_path: Path, monkey
     with pytest.raises(Exception, match="mode 0700"), mountpoints.mount_point():
         pass
     assert os.listdir(tmp_path / "elsewhere") == []
-
-
-@contextlib.contextmanager
-def on_a_terminal(demo: Sandboxed, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        demo.command(*words),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=demo.environment,
-        cwd=REPOSITORY,
-        start_new_session=True,
-    )
-    try:
-        os.close(theirs)
-        yield process, ours
-    finally:
-        process.kill()
-        process.wait(30)
-        os.close(ours)
-
-
-def test_a_terminal_is_its_own(demo: Sandboxed, chat: Chat) -> None:
-    """Another, of the same size; keys reach it, and a shell there has job control: Ctrl-C ends a job, not all."""
-    job = "trap 'echo interrupted; exit' INT; echo running; while :; do sleep 0.1; done"
-    script = f'test -t 0 && stty size; set -m; sh -c "{job}"; read x; echo got:$x'
-    with on_a_terminal(demo, "sandbox", "run", chat.path, "--", "sh", "-c", script) as (process, ours):
-        said = _read_until(ours, rb"\d+ \d+\r?\n(.|\n)*running")
-        os.write(ours, b"\x03")
-        said += _read_until(ours, rb"interrupted")
-        os.write(ours, b"typed\r")
-        said += _read_until(ours, rb"got:typed")
-        process.wait(30)
-
-
-def _read_until(fd: int, wanted: bytes) -> bytes:
-    found = b""
-    deadline = time.monotonic() + 30
-    while re.search(wanted, found) is None:
-        assert time.monotonic() < deadline, found
-        if select.select([fd], [], [], 1)[0]:
-            found += os.read(fd, 4096)
-    return found
-
-
-TIOCSTI = """
-import fcntl, os, sys, termios
-for fd in (0, 1, 2):
-    try:
-        fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
-    except OSError:
-        pass
-    try:
-        fcntl.ioctl(fd, termios.TIOCSTI, b"x")
-        sys.exit(9)
-    except OSError:
-        pass
-os.write(2, b"done\\n")
-"""
-
-
-def test_nothing_can_be_typed_into_the_terminal_of_who_runs_it(demo: Sandboxed, chat: Chat) -> None:
-    """Where only some of its files are that terminal, it has no other, and that one isn't its own to control."""
-    words = demo.command("sandbox", "run", chat.path, "--", "/usr/bin/python3", "-c", TIOCSTI)
-    ours, theirs = pty.openpty()
-
-    def control() -> None:
-        fcntl.ioctl(theirs, 0x540E, 0)  # TIOCSCTTY
-
-    process = subprocess.Popen(
-        words,
-        stdin=theirs,
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        env=demo.environment,
-        cwd=REPOSITORY,
-        start_new_session=True,
-        preexec_fn=control,  # noqa: PLW1509 - as the shell does
-    )
-    os.close(theirs)
-    try:
-        _read_until(ours, b"done")
-        assert process.wait(30) == 0
-    finally:
-        process.kill()
-        process.wait(30)
-        os.close(ours)
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 @pytest.mark.parametrize(
