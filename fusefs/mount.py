@@ -87,6 +87,8 @@ class Mount:
         self.unkept: list[Staging] = []
         """Drafts that could neither be committed nor kept as scratch files: the next mount finds them."""
         self._seen: OrderedDict[tuple[ChatView, int], None] = OrderedDict()
+        self.unfinished = 0
+        """Bytes that were written to logs, as lines whose rest hasn't come yet."""
         self._limiter = trio.CapacityLimiter(8)
         self._unsynced: dict[Callable[[], Awaitable[None]], None] = {}
         self._sync_wanted = trio.Event()

@@ -89,10 +89,12 @@ class Moves:
         over = await self._mount.present(target, new)
         if isinstance(node, ScratchFile):
             if new not in source.fixed:
-                if isinstance(over, ScratchFile):
-                    over.loses_name()
-                os.rename(source.area.path(name), source.area.path(new))
-                node.placed(source, new)
+                # Nobody measures meanwhile, and finds it at neither place.
+                async with source.quota.taking(int, tidying=True):
+                    if isinstance(over, ScratchFile):
+                        over.loses_name()
+                    os.rename(source.area.path(name), source.area.path(new))
+                    node.placed(source, new)
             else:
                 projected = over if over is not None else source.projected(new)
                 await self._commit_scratch(source, node, projected, caller)
@@ -182,10 +184,11 @@ class Moves:
         if isinstance(node, ScratchFile):
             if target is source and new.startswith(b"."):
                 over = await self._mount.present(target, new)
-                if isinstance(over, ScratchFile):
-                    over.loses_name()
-                os.rename(source.view.scratch_attachments.path(name), source.view.scratch_attachments.path(new))
-                node.placed(source, new)
+                async with source.view.quota.taking(int, tidying=True):  # as in `_from_scratch_directory`
+                    if isinstance(over, ScratchFile):
+                        over.loses_name()
+                    os.rename(source.view.scratch_attachments.path(name), source.view.scratch_attachments.path(new))
+                    node.placed(source, new)
             elif isinstance(target, AttachmentsDirectory) and target is source:
                 await self._scratch_to_attachments(source, node, target, new, caller)
             else:

@@ -9,8 +9,6 @@ decided anew where the log was faster.
 
 from __future__ import annotations
 
-import functools
-import mimetypes
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from pathlib import Path
@@ -59,7 +57,6 @@ from store.usage import UNCOUNTED
 if TYPE_CHECKING:
     from store.workspace import Hooks, Workspace
 
-_INT64_MAX: Final = (1 << 63) - 1
 _SECOND: Final = 1_000_000_000
 _DEFAULT_MODE: Final = 0o600
 
@@ -98,6 +95,12 @@ class Chat:
             return False
         await check_present(self.workspace.driver.kv, self.id, self.called)
         return True
+
+    @property
+    def deleted(self) -> bool:
+        """Whether the workspace hasn't it any more (or not yet), as it was last looked at."""
+        state = self.workspace.space.state
+        return state is not None and self.id not in state.chats
 
     def _follow(self, moved: Moved) -> Moved:
         def follow(space: SpaceId, effect: Change | None) -> None:
@@ -147,6 +150,8 @@ class Chat:
     async def release(self) -> None:
         """Drop it from memory, unless it is held; leaves history.md beside the log."""
         if self.space.idle and self.space.loaded:
+            if self.space.unsynced:
+                await self.sync_own()
             if self.space.state is not None and not self.workspace.driver.read_only:
                 # The copy is only for people who look into the store: a full disk does without.
                 with suppress(StoreError, OSError, ValueError):
@@ -208,7 +213,16 @@ class Chat:
         """Return when all that was appended survives a power cut, and the workspace's log that names the chat, too."""
         # Another process may have made the chat, and not synced it yet.
         await self.workspace.space.sync()
-        await self.space.sync()
+        await self.sync_own()
+
+    async def sync_own(self) -> None:
+        """The same without the workspace's log. Of a chat that was deleted there is nothing left to be kept."""
+        try:
+            await self.space.sync()
+        except StoreError:
+            if await self._is_known():
+                raise
+            self.space.unsynced = False
 
     # ---- the text
 
@@ -339,7 +353,7 @@ class Chat:
         keep no more of it.
         """
         attachment_name(name)
-        mtime_ns = _int64(mtime_ns)
+        mtime_ns = attaching.int64(mtime_ns)
         with self.space.hold():
             present = (await self.load()).attachments.get(name)
             if (
@@ -349,7 +363,7 @@ class Chat:
                 and (mtime_ns is None or mtime_ns // _SECOND == present.mtime_ns // _SECOND)
             ):
                 return present
-            event = put_event(name, ref, present, mode=mode, mtime_ns=mtime_ns, identity=identity)
+            event = attaching.put_event(name, ref, present, mode=mode, mtime_ns=mtime_ns, identity=identity)
             if room is None:
                 await self.append_events([event], actor)
             else:
@@ -399,44 +413,12 @@ class Chat:
     ) -> Seq:
         """Mode bits or mtime, where they differ."""
         found = await self.attachment(name)
-        mtime_ns = _int64(mtime_ns)
+        mtime_ns = attaching.int64(mtime_ns)
         mode = None if mode == found.mode else mode
         mtime_ns = None if mtime_ns == found.mtime_ns else mtime_ns
         if mode is None and mtime_ns is None:
             return self.space.head.seq
         return await self.append_events([ev.AttachmentChanged(name, mode, mtime_ns)], actor)
-
-
-def put_event(
-    name: str,
-    ref: BlobRef,
-    present: Attachment | None,
-    *,
-    mode: int | None = None,
-    mtime_ns: int | None = None,
-    identity: AttachmentId | None = None,
-) -> ev.AttachmentPut:
-    """The event that names a blob, where `present` has the name."""
-    return ev.AttachmentPut(
-        identity or (present.id if present is not None else uuid7()),
-        name,
-        ref.digest,
-        ref.size,
-        _content_type(name.partition(".")[2]),
-        mode if mode is not None or present is None else present.mode,
-        _int64(mtime_ns),
-    )
-
-
-@functools.lru_cache(maxsize=256)
-def _content_type(suffixes: str) -> str:
-    """Of a file whose name ends so, behind its first dot."""
-    return mimetypes.guess_type(f"x.{suffixes}")[0] or "application/octet-stream"
-
-
-def _int64(value: int | None) -> int | None:
-    """`value`, within what a log keeps of a time in nanoseconds: the years 1677 to 2262."""
-    return None if value is None else min(max(value, -_INT64_MAX), _INT64_MAX)
 
 
 def _entry(value: dict[str, Any], actor: str) -> NewEntry:

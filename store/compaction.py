@@ -3,8 +3,8 @@
 The state at entry B goes into the blob store, in one piece (`store.snapshots.pack`). Then the event `log.compacted`
 ({"through": B, "state": digest, "size", "events"}) is appended and made durable, and only then the log is truncated
 before entry B + 1. A crash in between leaves an event that names what nobody needs yet. What is dropped: the events up
-to B with their actors and times, earlier texts of edited messages, and what was removed (but for attachments that
-`chat.restored` would bring back).
+to B with their actors and times, earlier texts of edited messages, and what was removed. Of a chat in the trash, the
+attachments stay that went with it: restoring it brings them back.
 
 Concurrency: trio; the chat is held meanwhile. Others may append: then it is decided anew.
 """
@@ -70,6 +70,8 @@ async def compact(chat: Chat, *, keep: int = KEPT, dry_run: bool = False) -> Com
                 return Compacted(Seq(0), 0, 0, 0)
             through = found.through
             state = await chat.state_at(through)
+            since = await _comes_back_since(chat)
+            _forget_removed(state, through, since)
             import_keys = sorted(found.import_keys)
             packed = await trio.to_thread.run_sync(
                 lambda: pack(CHAT, state, through, found.crc, import_keys=import_keys)  # noqa: B023 - ends before
@@ -89,15 +91,18 @@ async def compact(chat: Chat, *, keep: int = KEPT, dry_run: bool = False) -> Com
             size = len(packed) + len(entry.data) + _LINE
             try:
                 # It is for having more room: it is never refused.
-                async with chat.workspace.quota.taking(functools.partial(int, size), tidying=True):
+                async with chat.workspace.quota.taking(functools.partial(int, size), tidying=True, removing=True):
                     await chat.space.append([entry], expected_seq=head.seq)
                     await chat.sync()
+                    if await _comes_back_since(chat) != since:
+                        continue  # it went to the trash meanwhile, or came from there
                     log = await chat.space.log()
                     await log.truncate_before(Seq(through + 1))
             except SeqConflict:
                 await trio.lowlevel.checkpoint()
                 continue
-            await chat.space.refresh()
+            async with chat.space.frozen() as present:
+                _forget_removed(present, through, since)
             await chat.space.keep_snapshot()
             return Compacted(through, found.events, found.size, ref.size)
 
@@ -111,6 +116,22 @@ class _Survey:
     events: int
     size: int
     import_keys: set[str]
+
+
+async def _comes_back_since(chat: Chat) -> int | None:
+    """From which entry on removed attachments would be restored with the chat; None: it isn't in the trash."""
+    record = (await chat.workspace.load()).chats.get(chat.id)
+    return None if record is None else record.removed_since
+
+
+def _forget_removed(state: ChatState, through: Seq, since: int | None) -> None:
+    """Forget the attachments that were removed up to entry `through`, and that nothing brings back."""
+    attachments = state.attachment_state
+    attachments.removed = {
+        name: (seq, found)
+        for name, (seq, found) in attachments.removed.items()
+        if seq > through or (since is not None and seq >= since)
+    }
 
 
 async def _last_to_drop(chat: Chat, keep: int) -> Seq:

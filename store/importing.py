@@ -31,6 +31,7 @@ from store.import_keys import base_keys, key_of
 from store.importers.imported import ImportedAttachment, ImportedChat, ImportedRecord
 from store.importers.payloads import sealed
 from store.model import NAME_MAX, ChatId, Millis, NewEntry, Origin, Seq, WorkspaceId, uuid7
+from store.quota import line_bytes
 from store.workspace import Workspace
 from store.workspace_state import ChatRecord, Place, WorkspaceState
 
@@ -200,21 +201,25 @@ class _Target:
             fresh = [record for record in records if record.key not in self._known]
             if not fresh:
                 return 0
-            workspace = self._chat.workspace
-            if workspace.quota.limited:
-                # Before any of the bytes are stored: the entries that name them are refused otherwise, too.
-                items = [item.data for record in fresh for item in record.attachments]
-                await workspace.quota.require(0, {ref.digest: ref.size for ref in map(blob_of, items)})
             batch: list[NewEntry] = []
             for record in fresh:
                 batch += await self._entries(record)
             try:
-                self._seq = await self._chat.append(batch, expected_seq=self._seq)
+                self._seq = await self._append(batch, [item.data for record in fresh for item in record.attachments])
             except SeqConflict:
                 await self.catch_up()
                 continue
             self._known.update(record.key for record in fresh)
             return len(fresh)
+
+    async def _append(self, batch: Sequence[NewEntry], attached: Sequence[bytes]) -> Seq:
+        """Append what names the bytes; those are stored before, where there is room for all of it."""
+        workspace = self._chat.workspace
+        blobs = {ref.digest: ref.size for ref in map(blob_of, attached)}
+        async with workspace.quota.taking(lambda: line_bytes(batch, self._seq), blobs):
+            for data in attached:
+                await workspace.driver.blobs.put(data)
+            return await self._chat.space.append(batch, expected_seq=self._seq)
 
     async def _entries(self, record: ImportedRecord) -> list[NewEntry]:
         """The record's attachments, then the record: in one batch, so neither is ever there alone."""
@@ -225,7 +230,7 @@ class _Target:
 
     async def _put(self, item: ImportedAttachment) -> list[ev.Event]:
         """The events that name it; what somebody else attached under that name makes room."""
-        ref = await self._chat.workspace.driver.blobs.put(item.data)
+        ref = blob_of(item.data)
         put = ev.AttachmentPut(uuid7(), item.name, ref.digest, ref.size, item.content_type)
         there = (await self._chat.load()).attachments
         if item.name not in there or there[item.name].ref == ref:

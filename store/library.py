@@ -31,7 +31,17 @@ from store.chat import Chat
 from store.driver import ABSENT, Access, Clock, Document, Driver, EtagConflict, Progress
 from store.errors import NameTaken, StoreError, WorkspaceNotFound
 from store.folded import Change, Moved
-from store.model import ChatId, NewEntry, SpaceId, WorkspaceId, clock_ms, directory_name, is_uuid, uuid7
+from store.model import (
+    ChatId,
+    NewEntry,
+    SpaceId,
+    WorkspaceId,
+    clock_ms,
+    directory_name,
+    is_uuid,
+    uuid7,
+    workspace_space,
+)
 from store.workspace import Hooks, Workspace
 from store.workspace_state import WorkspaceState
 
@@ -229,6 +239,8 @@ class Store:
         self._moves += 1
         if self._moves % MOVES_BETWEEN_LOOKS == 0:
             self._grown.set()
+        if space.count("/") == 1 and any(chat.deleted for chat in self._recent):
+            self._crowded.set()
         if self._index is not None:
             self._index.moved(space)
         if self.on_moved is not None:
@@ -275,23 +287,34 @@ class Store:
             await self.trim()
 
     async def trim(self, *, keep: int = CHATS_IN_MEMORY, text: int = TEXT_IN_MEMORY) -> None:
-        """Drop the least recently used chats that nobody holds; the last one used stays, however long it is."""
+        """Drop the least recently used chats that nobody holds; the last one used stays, however long it is.
+
+        And all that were deleted.
+        """
+        for chat in [known for known in self._recent if known.deleted]:
+            await self._drop(chat)
         size = sum(chat.space.state.size for chat in self._recent if chat.space.state is not None)
         for chat in list(self._recent)[:-1]:
             if len(self._recent) <= keep and size <= text:
                 return
-            if not chat.space.idle:
-                continue
             dropped = chat.space.state.size if chat.space.state is not None else 0
-            try:
-                await chat.release()
-            except StoreError as error:
-                # It stays, and with it what isn't durable yet; a sync says so to whom it concerns.
-                log.error("%s stays in memory: %s", chat.called, error)  # noqa: TRY400 - one line
-                continue
-            if not chat.space.loaded:
+            if await self._drop(chat):
                 size -= dropped
-                self._recent.pop(chat, None)  # another task may trim, too
+
+    async def _drop(self, chat: Chat) -> bool:
+        """Drop a chat from memory, unless somebody holds it; whether it was."""
+        if not chat.space.idle:
+            return False
+        try:
+            await chat.release()
+        except StoreError as error:
+            # It stays, and with it what isn't durable yet; a sync says so to whom it concerns.
+            log.error("%s stays in memory: %s", chat.called, error)  # noqa: TRY400 - one line
+            return False
+        if chat.space.loaded:
+            return False
+        self._recent.pop(chat, None)  # another task may drop it, too
+        return True
 
     async def keep_small(self) -> None:
         """Trim whenever there are too many, for ever."""
@@ -322,7 +345,7 @@ class Store:
         chats, workspaces = list(self._recent), list(self._workspaces.values())
         for last in (
             # Who is held (by a reader that was never finished, say) isn't released, but durable.
-            *(chat.space.sync for chat in chats if chat.space.unsynced),
+            *(chat.sync_own for chat in chats if chat.space.unsynced),
             *(chat.release for chat in chats),
             *(workspace.space.sync for workspace in workspaces if workspace.space.unsynced),
             *(workspace.space.release for workspace in workspaces),
@@ -344,6 +367,20 @@ class Store:
 
 def _key(name: str) -> str:
     return f"names/{name}"
+
+
+async def _move_older(store: Store) -> None:
+    """Bring what is of an older layout into today's (`store.projection.older_store`); it is told once."""
+    workspaces = store.driver.local_dir(workspace_space(WorkspaceId("any"))).parent
+    try:
+        strange = [path for path in workspaces.iterdir() if not is_uuid(path.name)]
+    except OSError:
+        return
+    if strange:
+        from store.projection import older_store  # noqa: PLC0415 - hardly any store has one
+
+        for line in await older_store.move(store, workspaces):
+            log.warning("%s", line)
 
 
 @asynccontextmanager
@@ -371,6 +408,8 @@ async def open_store(
             nursery.start_soon(store.keep_small)
             nursery.start_soon(store.keep_snapshots)
             try:
+                if not driver.read_only:
+                    await _move_older(store)
                 yield store
             finally:
                 nursery.cancel_scope.cancel()

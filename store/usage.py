@@ -7,9 +7,10 @@ it is a draft of. Drafts are looked at last: one that becomes a blob meanwhile i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -17,13 +18,12 @@ from typing import Final
 import orjson
 import trio
 
-from store import codec
+from store import codec, unlinked
 from store.beginning import find_base, read_base
 from store.driver import AppendLog, Driver
 from store.errors import StoreError
 from store.kinds import CHAT
 from store.model import BlobRef, ChatId, Digest, SpaceId, WorkspaceId, chat_space, workspace_space
-from store.unlinked import held_bytes
 
 UNCOUNTED: Final = "uncounted"
 """In a draft's label: its bytes are counted elsewhere, or are too few to matter."""
@@ -55,8 +55,8 @@ class Usage:
         self._shares: dict[ChatId, _Share] = {}
         self._lock = trio.Lock()
 
-    async def measure(self) -> tuple[int, dict[Digest, int]]:
-        """Bytes, and the blobs among them."""
+    async def measure(self, going_on: Callable[[], None] = lambda: None) -> tuple[int, dict[Digest, int]]:
+        """Bytes, and the blobs among them. `going_on` is called now and then: it can take long."""
         under = workspace_space(self._workspace)
         async with self._lock:
             total = await self._log_size(under) + _scratch(self._driver.local_dir(under))
@@ -65,13 +65,11 @@ class Usage:
             for number, space in enumerate(await self._driver.spaces(under), 1):
                 chat = ChatId(space.rpartition("/")[2])
                 share = self._shares.get(chat) or _Share()
-                try:
-                    total += await self._measure_chat(chat, share)
-                except StoreError:
-                    continue  # it was deleted just now, or can't be read: fsck says so
+                total += await self._measure_chat(chat, share, going_on)
                 shares[chat] = share
                 count(blobs, share.blobs)
                 if number % _TURN == 0:
+                    going_on()
                     await trio.lowlevel.checkpoint()
             self._shares = shares
             total += sum(
@@ -98,26 +96,30 @@ class Usage:
         except OSError:
             return None
 
-    async def _measure_chat(self, chat: ChatId, share: _Share) -> int:
-        """Log and scratch files; `share` has the blobs afterwards."""
+    async def _measure_chat(self, chat: ChatId, share: _Share, going_on: Callable[[], None]) -> int:
+        """Log and scratch files; `share` has the blobs afterwards, as far as the log can be read: fsck says more."""
         space = chat_space(self._workspace, chat)
         scratch = _scratch(self._driver.local_dir(space))
         found = self._stat(space)
         if found is not None and ((found.st_dev, found.st_ino), found.st_size) == (share.text, share.size):
             return share.size + scratch
-        log = await self._driver.open_log(space)
+        try:
+            log = await self._driver.open_log(space)
+        except StoreError:
+            return (0 if found is None else found.st_size) + scratch
         try:
             size = log.head.size
             text = (0, log.text_id) if found is None else (found.st_dev, found.st_ino)
             if text != share.text or size < share.size:
                 share.text, share.size, share.blobs = text, 0, await compacted_blobs(self._driver, log)
-            await _add_blobs(share, log, size)
+            with contextlib.suppress(StoreError):
+                await _add_blobs(share, log, size, going_on)
         finally:
             await log.aclose()
         return (size if found is None else found.st_size) + scratch
 
 
-async def _add_blobs(share: _Share, log: AppendLog, size: int) -> None:
+async def _add_blobs(share: _Share, log: AppendLog, size: int, going_on: Callable[[], None]) -> None:
     """Every blob that the log names behind what is known of it: what was removed takes room until `chatfs gc`."""
     rest = b""
     offset = share.size
@@ -128,15 +130,21 @@ async def _add_blobs(share: _Share, log: AppendLog, size: int) -> None:
         offset += len(piece)
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
-            if _PUT in line and (entry := codec.parse(line)) is not None and (named := named_blob(entry.data)):
+            if may_put(line) and (entry := codec.parse(line)) is not None and (named := named_blob(entry.data)):
                 count(share.blobs, {named.digest: named.size})
+        going_on()
         await trio.lowlevel.checkpoint()
     share.size = offset - len(rest)
 
 
+def may_put(text: bytes) -> bool:
+    """Whether it is worth a look: JSON may write letters as escapes."""
+    return _PUT in text or b"\\u" in text
+
+
 def named_blob(data: bytes) -> BlobRef | None:
     """What an event names as an attachment."""
-    if _PUT not in data:
+    if not may_put(data):
         return None
     try:
         value = orjson.loads(data)
@@ -173,15 +181,17 @@ async def compacted_blobs(driver: Driver, log: AppendLog) -> dict[Digest, int]:
 
 
 def _scratch(directory: Path) -> int:
-    """Bytes in the scratch files."""
+    """Bytes in the scratch files. Of a symbolic link they are its target's name."""
     total = 0
     for area in ("scratch", "scratch-attachments"):
         try:
             with os.scandir(directory / area) as entries:
                 for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    if stat.S_ISREG(found.st_mode):
-                        total += found.st_size
+                    # What is removed meanwhile must not take the others with it.
+                    with contextlib.suppress(FileNotFoundError):
+                        found = entry.stat(follow_symlinks=False)
+                        if stat.S_ISREG(found.st_mode) or stat.S_ISLNK(found.st_mode):
+                            total += found.st_size
         except (FileNotFoundError, NotADirectoryError):
             continue
-    return total + held_bytes(directory)
+    return total + unlinked.sweep(directory)

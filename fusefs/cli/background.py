@@ -23,6 +23,7 @@ from fusefs.cli.errors import CommandFailed
 START_SECONDS: Final = 60
 END_SECONDS: Final = 10
 READY: Final = b"ready\n"
+_PACKAGES: Final = str(Path(__file__).parents[2])
 _SAID_BY_FUSE: Final = b"fusermount3: "
 
 
@@ -32,16 +33,19 @@ def start(mountpoint: Path, words: list[str], alive: int | None = None) -> None:
     `alive`: a pipe's end to read from; when nobody can write into it any more, it unmounts.
     """
     words = words + ["--while-fd", str(alive)] * (alive is not None)
+    path = os.pathsep.join(filter(None, [_PACKAGES, os.environ.get("PYTHONPATH")]))
     log = mount_records.open_log(mountpoint)
     ready, theirs = os.pipe()
     try:
         try:
             before = os.fstat(log).st_size
             process = subprocess.Popen(
-                [sys.executable, "-m", "fusefs", *words, "--foreground", "--ready-fd", str(theirs)],
+                # -P: nothing that happens to lie in the caller's directory is to be run as a module.
+                [sys.executable, "-P", "-m", "fusefs", *words, "--foreground", "--ready-fd", str(theirs)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                env={**os.environ, "PYTHONPATH": path},
                 pass_fds=(theirs,) if alive is None else (theirs, alive),
                 start_new_session=True,
             )
@@ -55,11 +59,11 @@ def start(mountpoint: Path, words: list[str], alive: int | None = None) -> None:
         process.returncode = 0  # it goes on by itself; nothing is left to be waited for
         return
     _end(process)
-    path = mount_records.log_path(mountpoint)
+    said_in = mount_records.log_path(mountpoint)
     if said is None:
-        raise CommandFailed(f"the mount wasn't ready after {START_SECONDS} s: see {path}")
+        raise CommandFailed(f"the mount wasn't ready after {START_SECONDS} s: see {said_in}")
     reason = said.decode(errors="replace").strip() or f"the mount's process ended with status {process.returncode}"
-    raise CommandFailed(f"{reason}{_said_by_fuse(path, before)}: see {path}")
+    raise CommandFailed(f"{reason}{_said_by_fuse(said_in, before)}: see {said_in}")
 
 
 def _read(ready: int) -> bytes | None:

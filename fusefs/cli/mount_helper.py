@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from fusefs.cli.errors import UsageError
-from fusefs.cli.mounting import resolved, start, umask
+from fusefs.cli.mounting import owner, resolved, start, umask
 from fusefs.cli.output import complain
-from fusefs.cli.targets import absolute_url, number
+from fusefs.cli.targets import absolute_url
 from fusefs.options import Durability, MountOptions
 from store.errors import StoreError
 from store.library import default_url
@@ -41,8 +41,8 @@ _WORDS: Final[dict[str, dict[str, bool]]] = {
 _VALUES: Final[dict[str, Callable[[str], Any]]] = {
     "durability": Durability,
     "root": str,
-    "uid": number,
-    "gid": number,
+    "uid": owner,
+    "gid": owner,
     "umask": umask,
 }
 

@@ -22,7 +22,7 @@ import trio
 
 from fusefs.cli import background, mount_records
 from fusefs.cli.errors import CommandFailed
-from fusefs.cli.output import Progress, complain, write_line
+from fusefs.cli.output import LogFormatter, Progress, complain, write_line
 from fusefs.cli.parser import add_command
 from fusefs.cli.targets import making, migration_bar, number, say_made, store_url
 from fusefs.options import Durability, MountOptions
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS: Final = 60
 _GONE_SECONDS: Final = 10
+_OWNER_MAX: Final = (1 << 32) - 2
+"""2³² - 1 is nobody's number: chown(2) takes it for "don't change"."""
 _FUSE: Final = Path("/dev/fuse")
 _FUSE_CONF: Final = Path("/etc/fuse.conf")
 
@@ -64,10 +66,8 @@ def add(commands: Commands) -> None:
         metavar="WORKSPACE[/CHAT]",
         help="show only that workspace or chat: nothing else has a name in the mount",
     )
-    parser.add_argument(
-        "--uid", type=number, default=os.getuid(), help="whom the files belong to (default: who mounts)"
-    )
-    parser.add_argument("--gid", type=number, default=os.getgid(), help="the same for the group")
+    parser.add_argument("--uid", type=owner, default=os.getuid(), help="whom the files belong to (default: who mounts)")
+    parser.add_argument("--gid", type=owner, default=os.getgid(), help="the same for the group")
     parser.add_argument(
         "--umask", type=umask, default=0o077, metavar="MASK", help="permission bits to leave out, octal (default: 077)"
     )
@@ -92,6 +92,13 @@ def add(commands: Commands) -> None:
 
     parser = add_command(commands, "umount", _umount, "unmount, and wait until everything is written")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT", type=Path)
+
+
+def owner(text: str) -> int:
+    """An argument that is a user's or a group's number. The kernel shows no file of one that there can't be."""
+    if (found := number(text)) > _OWNER_MAX:
+        raise ArgumentTypeError(f"{text!r} is no user or group: at most {_OWNER_MAX}")
+    return found
 
 
 def umask(text: str) -> int:
@@ -143,11 +150,9 @@ def _serve(options: MountOptions, pipe: int | None, alive: int | None) -> None:
     for descriptor in (pipe, alive):
         if descriptor is not None:
             os.set_inheritable(descriptor, False)  # else fusermount3 would hold it open
-    logging.basicConfig(
-        level=logging.DEBUG if options.debug else logging.WARNING,
-        format="%(asctime)s %(levelname)s %(message)s",
-        stream=sys.stderr,
-    )
+    handler = logging.StreamHandler()
+    handler.setFormatter(LogFormatter())
+    logging.basicConfig(level=logging.DEBUG if options.debug else logging.WARNING, handlers=[handler])
     try:
         check(options)
         options = prepared(options)

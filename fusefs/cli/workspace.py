@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
 from fusefs.cli import project
-from fusefs.cli.output import size_text, write_fields, write_json, write_line, write_table
+from fusefs.cli.output import complain, size_text, write_fields, write_json, write_line, write_table
 from fusefs.cli.parser import add_command, add_group, add_json
 from fusefs.cli.targets import actor, in_store, size, workspace_name
 from store.library import Store
@@ -130,6 +130,8 @@ async def _quota(store: Store, args: Namespace) -> None:
         write_json({"quota_bytes": quota, "usage_bytes": usage})
     else:
         write_fields([("quota", _quota_text(quota)), ("usage", size_text(usage))])
+    if quota and usage > quota:
+        complain(f"{args.name} uses more than its quota: what is there can be read and removed, and nothing be added")
 
 
 async def _rename(store: Store, args: Namespace) -> None:

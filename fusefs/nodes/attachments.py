@@ -121,7 +121,7 @@ class AttachmentsDirectory(InView, LoggedNames):
     async def create(self, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Node, Handle]:
         if name.startswith(b"."):
             area = self.view.scratch_attachments
-            descriptor = area.open(name, flags | os.O_CREAT, mode)
+            descriptor = area.open(name, flags | os.O_CREAT, mode & ~self.mount.options.umask)
             scratch = self.child(name, self._scratch(os.fstat(descriptor), name))
             assert isinstance(scratch, ScratchFile)
             self.mount.notifier.attributes(self)
@@ -144,7 +144,8 @@ class AttachmentsDirectory(InView, LoggedNames):
     async def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         if not name.startswith(b"."):
             raise refuse(errno.EPERM)
-        self.view.scratch_attachments.symlink(name, target)
+        async with self.view.quota.taking(lambda: len(target)):
+            self.view.scratch_attachments.symlink(name, target)
         return await self.lookup(name)
 
     async def unlink(self, name: bytes, caller: Caller) -> None:

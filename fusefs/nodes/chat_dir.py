@@ -91,7 +91,7 @@ class ScratchDirectory(Directory):
 
     async def create(self, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Node, Handle]:
         if name not in self.fixed:
-            descriptor = self.area.open(name, flags | os.O_CREAT, mode)
+            descriptor = self.area.open(name, flags | os.O_CREAT, mode & ~self.mount.options.umask)
             node = self.scratch_node(name, os.fstat(descriptor))
             self.mount.notifier.attributes(self)
             return node, ScratchHandle(node, descriptor, flags, caller)
@@ -111,7 +111,8 @@ class ScratchDirectory(Directory):
     async def symlink(self, name: bytes, target: bytes, caller: Caller) -> Node:
         if name in self.fixed:
             raise refuse(errno.EEXIST)
-        self.area.symlink(name, target)
+        async with self.quota.taking(lambda: len(target)):
+            self.area.symlink(name, target)
         self.mount.notifier.attributes(self)
         return await self.lookup(name)
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HEAD_NS: Final = 1_000_000
+UNFINISHED_MAX: Final = 128 << 20
+"""Bytes of unfinished lines that a mount keeps, of all open logs together: who opens one often must not fill memory."""
 
 
 def head_mtime_ns(head: Head) -> int:
@@ -141,11 +143,11 @@ class LogHandle(Handle):
     """An open log. `replacing`: opened without O_APPEND on a log that a copy is still to fill, from its start."""
 
     __slots__ = (
+        "_pending",
         "actor",
         "additive",
         "expected",
         "file",
-        "pending",
         "read_to",
         "refusal",
         "rejected",
@@ -162,7 +164,7 @@ class LogHandle(Handle):
         self.actor = caller.actor
         self.additive = file.mount.options.append_only
         self.expected = 0
-        self.pending = b""
+        self._pending = b""
         self.rejected: str | None = None
         self.refusal: tuple[bytes, int] | None = None
         """The bytes that a line begun by earlier writes was refused with, and the errno."""
@@ -170,6 +172,16 @@ class LogHandle(Handle):
         self.read_to = 0
         """The end of the furthest read that came here."""
         self.waiting: PollHandle | None = None
+
+    @property
+    def pending(self) -> bytes:
+        """The begin of a line whose rest hasn't come yet."""
+        return self._pending
+
+    @pending.setter
+    def pending(self, tail: bytes) -> None:
+        self.file.mount.unfinished += len(tail) - len(self._pending)
+        self._pending = tail
 
     async def read(self, offset: int, size: int) -> bytes:
         found = await self.file.owner.read_text(offset, size)
@@ -238,6 +250,8 @@ class LogHandle(Handle):
     def _keep(self, tail: bytes) -> None:
         if len(self.pending) + len(tail) > LINE_MAX:
             raise refuse(errno.EFBIG)
+        if self.file.mount.unfinished + len(tail) > UNFINISHED_MAX:
+            raise refuse(errno.ENOMEM)
         self.pending += tail
 
     async def _accept(self, lines: list[bytes]) -> int:
@@ -310,8 +324,9 @@ class LogHandle(Handle):
     async def release(self) -> None:
         self.file.pollers.discard(self)
         self.waiting = None
-        if self.pending and self.rejected is None:
+        tail, self.pending = self.pending, b""
+        if tail and self.rejected is None:
             try:
-                await self._reject(self.pending)
+                await self._reject(tail)
             except QuotaExceeded as error:
                 log.error("a line that wasn't finished isn't kept: %s", error)  # noqa: TRY400 - one line

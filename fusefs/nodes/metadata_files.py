@@ -26,8 +26,6 @@ class MetadataFile(ProjectedFile):
     __slots__ = ("_reads",)
 
     size_max = 1 << 20
-    counted = False
-    """It is short, and the quota itself must be editable at the quota."""
 
     def __init__(self, mount: Mount, view: ChatView | WorkspaceView, parent: Directory, name: bytes) -> None:
         super().__init__(mount, view, parent, name)
@@ -91,8 +89,8 @@ class ChatJson(MetadataFile):
     async def shown(self, offset: int, size: int) -> bytes:
         return (await self._text())[offset : offset + size]
 
-    def stage(self, *, counted: bool = False) -> Staging:
-        return self.chat_view.chat.stage("chat.json", counted=False)
+    def stage(self, *, counted: bool = True) -> Staging:
+        return self.chat_view.chat.stage("chat.json", counted=counted)
 
     async def save(self, saved: bytes, draft: Draft) -> None:
         wanted = self.asked_for(saved, draft, metadata.EDITABLE_CHAT)
@@ -105,6 +103,9 @@ class WorkspaceJson(MetadataFile):
     """A workspace's metadata. The usage is measured when the file is read; its width is fixed, so the size is known."""
 
     __slots__ = ("workspace_view",)
+
+    counted = False
+    """It is short, and the quota itself must be editable at the quota."""
 
     def __init__(self, mount: Mount, view: WorkspaceView, parent: Directory) -> None:
         super().__init__(mount, view, parent, b"workspace.json")

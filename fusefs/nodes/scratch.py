@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING
@@ -12,10 +13,9 @@ from fusefs.attributes import attributes_of
 from fusefs.nodes.base import Change, Directory, Handle, Node, refuse
 from fusefs.scratch import identity
 from store import unlinked
+from store.errors import StoreError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from fusefs.callers import Caller
     from fusefs.mount import Mount
     from fusefs.scratch import ScratchArea
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class ScratchFile(Node):
     """A regular file or a symbolic link in a scratch area. Its identity is the backing file's inode."""
 
-    __slots__ = ("_unlinked", "area", "backing", "handles", "quota")
+    __slots__ = ("area", "backing", "handles", "quota")
 
     def __init__(
         self,
@@ -42,8 +42,6 @@ class ScratchFile(Node):
         self.handles: list[ScratchHandle] = []
         self.quota = quota
         """What its bytes count for."""
-        self._unlinked: Path | None = None
-        """Where it is counted while it is open and has lost its name."""
 
     async def attributes(self) -> EntryAttributes:
         backing = self.area.stat(self.name)
@@ -87,17 +85,25 @@ class ScratchFile(Node):
                 os.utime(target, ns=times, follow_symlinks=False)
 
     def loses_name(self) -> None:
-        """Its name is about to be removed, or to mean another file: what has it open keeps its bytes."""
-        if self.handles and self.quota.limited and self._unlinked is None and self.area.is_file(self.name):
-            descriptors = [handle.descriptor for handle in self.handles]
-            self._unlinked = unlinked.keep(self.area.directory.parent, self.area.path(self.name), descriptors)
+        """Its name is about to be removed, or to mean another file: who has it open keeps its bytes, which count."""
+        if self.quota.limited and self.area.is_file(self.name):
+            # Where the disk is full, it must be possible to remove it all the same.
+            with contextlib.suppress(OSError, StoreError):
+                unlinked.keep(self.area.directory.parent, self.area.path(self.name))
 
     def closed(self, handle: ScratchHandle) -> None:
         """A handle is released."""
         self.handles.remove(handle)
-        if not self.handles and self._unlinked is not None:
-            unlinked.closed(self._unlinked)
-            self._unlinked = None
+        try:
+            nameless = os.fstat(handle.descriptor).st_nlink and not self._has_name()
+        finally:
+            os.close(handle.descriptor)
+        if nameless and not self.handles:
+            unlinked.sweep(self.area.directory.parent)
+
+    def _has_name(self) -> bool:
+        backing = self.area.stat(self.name)
+        return backing is not None and (backing.st_dev, backing.st_ino) == self.backing
 
     async def _truncate(self, descriptor: int, size: int) -> None:
         async with self.quota.taking(lambda: max(0, size - os.fstat(descriptor).st_size)):
@@ -119,6 +125,7 @@ class ScratchHandle(Handle):
         super().__init__(file, flags, caller)
         self.file = file
         self.descriptor = descriptor
+        unlinked.hold(descriptor)
         file.handles.append(self)
 
     async def read(self, offset: int, size: int) -> bytes:
@@ -142,4 +149,3 @@ class ScratchHandle(Handle):
 
     async def release(self) -> None:
         self.file.closed(self)
-        os.close(self.descriptor)

@@ -128,7 +128,8 @@ class Ahead:
     def _start(self) -> subprocess.Popen[bytes]:
         path = os.pathsep.join(filter(None, [_PACKAGES, os.environ.get("PYTHONPATH")]))
         process = subprocess.Popen(
-            [sys.executable, "-c", _SERVE, str(self._root)],
+            # -P: nothing that happens to lie in the caller's directory is to be run as a module.
+            [sys.executable, "-P", "-c", _SERVE, str(self._root)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -113,6 +113,7 @@ class _Collection:
                 self.done.notes.append(f"{space} is left alone: {error}")
             finally:
                 await workspace.space.release()
+                workspace.quota.close()
 
     async def _workspace(self, workspace: Workspace, space: SpaceId) -> None:
         state = await workspace.load()

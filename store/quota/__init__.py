@@ -13,14 +13,15 @@ Concurrency: trio. A block of `taking` is in flight: it must not enter another o
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
 from store import codec
+from store import events as ev
 from store.errors import QuotaExceeded, SeqConflict, StoreError, StoreFailed
 from store.model import BlobRef, Digest, NewEntry, Seq, clock_ms
 from store.quota.ledger import Ledger, Record
@@ -35,12 +36,37 @@ Sizes = Mapping[Digest, int]
 _NONE: Final[Sizes] = MappingProxyType({})
 _OLD_MS: Final = 60_000
 """When a measurement is made anew although everything fits: something may have written that charges nothing."""
-_PATIENCE: Final = 1.0
-"""Seconds that a measurement waits for what is in flight."""
+_HEARD_MS: Final = 2000
+"""The same after the first one: until they hear that there is a quota now, others charge nothing."""
+_PATIENCE: Final = 0.5
+"""Seconds that a measurement waits for what is in flight, and keeps everybody else waiting."""
+_GLANCE: Final = 0.05
+"""The same where nothing hangs on it."""
+_TRIES: Final = 8
+_PAUSE: Final = 0.25
+"""How often that is tried, and seconds in between, before something is refused although there may be room."""
+TIDYING_MAX: Final = 1 << 20
+"""Bytes of lines beyond the quota, of what only renames and the like: who goes on for ever fills the disk with them."""
+_REMOVALS: Final = (ev.AttachmentRemoved, ev.MessageRemoved, ev.ChatTrashed, ev.ChatDeleted, ev.WorkspaceTrashed)
 _TS: Final = 10**12
 """A time of as many digits as all have from 2001 to 2286."""
 MARGIN: Final = 1000
 """Entries that others may append while an append is on its way: one more digit is charged where that could matter."""
+
+
+class _Kind(NamedTuple):
+    """What is added: as `taking` has it."""
+
+    tidying: bool = False
+    removing: bool = False
+
+
+class _Unmeasured(Exception):
+    """Nobody can tell yet, since something is in flight. `meant` is what there is to raise if that lasts."""
+
+    def __init__(self, meant: StoreError) -> None:
+        super().__init__()
+        self.meant = meant
 
 
 class Quota:
@@ -70,16 +96,23 @@ class Quota:
 
     @asynccontextmanager
     async def taking(
-        self, size: Callable[[], int], blobs: Sizes = _NONE, *, tidying: bool = False
+        self,
+        size: Callable[[], int],
+        blobs: Sizes = _NONE,
+        *,
+        tidying: bool = False,
+        removing: bool = False,
+        patient: bool = True,
     ) -> AsyncIterator[None]:
         """Add bytes in the block: `size()` of them (asked as late as can be), and blobs that may be there already.
 
-        What is `tidying` isn't refused. Raises QuotaExceeded.
+        What is `tidying` isn't refused, unless there was very much of it that isn't `removing`. Who isn't `patient` is
+        refused at once where nobody knows whether there is room. Raises QuotaExceeded.
         """
         if not self.limited:
             yield
             return
-        flying = await self._take_off(size, blobs, tidying=tidying)
+        flying = await self._take_off(size, blobs, _Kind(tidying, removing), _TRIES if patient else 1)
         try:
             yield
         finally:
@@ -89,8 +122,7 @@ class Quota:
     async def require(self, size: int, blobs: Sizes = _NONE) -> None:
         """Raises QuotaExceeded where so many bytes more would be too many now. Charges nothing."""
         if self.limited and (quota := await self._quota()):
-            async with self._ledger.locked():
-                await self._fitting(quota, lambda: size, blobs, tidying=False)
+            await self._in_turn(lambda: self._fitting(quota, lambda: size, blobs, _Kind()), _TRIES)
 
     async def append(
         self,
@@ -104,6 +136,7 @@ class Quota:
         if not self.limited or not batch:
             return await space.append(batch, expected_seq=expected_seq)
         blobs = _named(batch)
+        removing = tidying and all(_is_always_allowed(ev.parse(new.data)) for new in batch)
         while True:
             head = await space.refresh()
             after = head.seq if expected_seq is None else expected_seq
@@ -111,7 +144,7 @@ class Quota:
             if expected_seq is None and not tidying:
                 wide = line_bytes(batch, after + MARGIN)
                 try:
-                    async with self.taking(lambda: wide, blobs):  # noqa: B023 - ends before
+                    async with self.taking(lambda: wide, blobs, patient=wide == exact):  # noqa: B023 - ends before
                         return await space.append(batch)
                 except QuotaExceeded:
                     if wide == exact:
@@ -121,7 +154,7 @@ class Quota:
                     async with self.taking(lambda: exact, blobs):  # noqa: B023 - as above
                         return await space.append(batch, expected_seq=after)
                 continue
-            async with self.taking(lambda: exact, blobs, tidying=tidying):  # noqa: B023 - as above
+            async with self.taking(lambda: exact, blobs, tidying=tidying, removing=removing):  # noqa: B023 - as above
                 return await space.append(batch, expected_seq=expected_seq)
 
     async def append_charged(self, space: Space[Any], entry: NewEntry, room: int) -> Seq:
@@ -149,49 +182,83 @@ class Quota:
         self.limited = quota != 0 and not self._workspace.driver.read_only
         return quota
 
-    async def _take_off(self, size: Callable[[], int], blobs: Sizes, *, tidying: bool) -> bool:
+    async def _take_off(self, size: Callable[[], int], blobs: Sizes, kind: _Kind, tries: int) -> bool:
         """Charge it; whether it is in flight now."""
         quota = await self._quota()
         if not quota:
             return False
         try:
-            async with self._ledger.locked():
-                await self._charge(quota, size, blobs, tidying=tidying)
+            await self._in_turn(lambda: self._charge(quota, size, blobs, kind), 1 if kind.removing else tries)
         except QuotaExceeded:
             raise
         except StoreError:
             # What tidies up must work whatever the ledger's state: a later measurement finds what it has written.
-            if tidying:
+            if kind.tidying:
                 return False
             raise
         return True
 
-    async def _charge(self, quota: int, size: Callable[[], int], blobs: Sizes, *, tidying: bool) -> None:
-        record, needed = await self._fitting(quota, size, blobs, tidying=tidying)
+    async def _in_turn(self, use: Callable[[], Awaitable[object]], tries: int) -> None:
+        """`use` it with the ledger locked: again, while others are in flight, where that keeps it from measuring."""
+        while True:
+            tries -= 1
+            try:
+                async with self._ledger.locked():
+                    await use()
+                    return
+            except _Unmeasured as unmeasured:
+                if not tries:
+                    raise unmeasured.meant from None
+            await trio.sleep(_PAUSE)
+
+    async def _charge(self, quota: int, size: Callable[[], int], blobs: Sizes, kind: _Kind) -> None:
+        record, needed = await self._fitting(quota, size, blobs, kind)
         self._ledger.take_off()
         try:
-            self._ledger.write(record._replace(charged=record.charged + max(0, needed)))
+            over = record.over + (0 if kind.removing else _beyond(record, needed, quota))
+            self._ledger.write(record._replace(charged=record.charged + max(0, needed), over=over))
         except BaseException:
             self._ledger.land()
             raise
         if self._known_since == record.measured:
             count(self._known, blobs)
 
-    async def _fitting(self, quota: int, size: Callable[[], int], blobs: Sizes, *, tidying: bool) -> tuple[Record, int]:
-        """What is charged, and what that would add to it. Raises QuotaExceeded."""
-        record = self._ledger.read()
-        fresh = record is None
-        if record is None or not 0 <= clock_ms() - record.at <= _OLD_MS:
-            record = await self._measure(record, _PATIENCE if fresh else 0.0)
+    async def _fitting(self, quota: int, size: Callable[[], int], blobs: Sizes, kind: _Kind) -> tuple[Record, int]:
+        """What is charged, and what that would add to it. Raises QuotaExceeded, _Unmeasured."""
+        found = self._ledger.read()
+        record = await self._kept_up(found, quota)
+        fresh = found is None or record.measured != found.measured
         needed = self._needed(size, blobs, record)
-        if tidying or needed <= 0 or record.charged + needed <= quota:
+        if self._fits(needed, record, quota, kind):
             return record, needed
-        if not fresh and self._least(needed, blobs) <= quota:  # else no measurement can help
-            record = await self._measure(record)
+        before = record
+        if not fresh and (kind.tidying or self._least(needed, blobs) <= quota):  # else no measurement can help
+            record = await self._measure(record, quota)
             needed = self._needed(size, blobs, record)
-        if needed > 0 and record.charged + needed > quota:
-            raise self._exceeded(record.charged, quota, needed)
-        return record, needed
+            if self._fits(needed, record, quota, kind):
+                return record, needed
+        exceeded = self._exceeded(record.charged, quota, needed)
+        if not fresh and record is before and self._least(needed, blobs) <= quota:
+            raise _Unmeasured(QuotaExceeded(f"{exceeded}; what was freed lately isn't known while others write"))
+        raise exceeded
+
+    async def _kept_up(self, record: Record | None, quota: int) -> Record:
+        """What the ledger says, or what is found anew where that is old."""
+        if record is None:
+            return await self._measure(None, quota)
+        if 0 <= clock_ms() - record.at <= _OLD_MS:
+            return record
+        measured = await self._measure(record, quota, _GLANCE)
+        # While others are in flight, they aren't kept waiting each time.
+        return record._replace(at=clock_ms() - _OLD_MS + _HEARD_MS) if measured is record else measured
+
+    @staticmethod
+    def _fits(needed: int, record: Record, quota: int, kind: _Kind) -> bool:
+        if kind.tidying:
+            return (
+                kind.removing or not (beyond := _beyond(record, needed, quota)) or record.over + beyond <= TIDYING_MAX
+            )
+        return needed <= 0 or record.charged + needed <= quota
 
     @staticmethod
     def _least(needed: int, blobs: Sizes) -> int:
@@ -204,24 +271,30 @@ class Quota:
 
     def _exceeded(self, used: int, quota: int, needed: int) -> QuotaExceeded:
         return QuotaExceeded(
-            f"workspace {self._workspace.called!r} uses {used} of {quota} bytes: {needed} more don't fit"
+            f"workspace {self._workspace.called!r} uses {used} of {quota} bytes: {needed} more don't fit (make room, "
+            f"or allow more with chatfs workspace quota {self._workspace.called} SIZE)"
         )
 
     # ---- measuring
 
-    async def _measure(self, record: Record | None, patience: float = _PATIENCE) -> Record:
+    async def _measure(self, record: Record | None, quota: int, patience: float = _PATIENCE) -> Record:
         """What is used, from now on charged; `record` where what is in flight doesn't land in time.
 
-        Raises StoreFailed where that isn't known either.
+        Raises _Unmeasured where that isn't known either.
         """
         async with self._ledger.alone(patience) as alone:
             if alone:
-                used, blobs = await self.usage_of.measure()
-                record = self._ledger.measured(used)
+                used, blobs = await self.usage_of.measure(self._ledger.touch)
+                if record is None:
+                    record = self._ledger.measured(used, age=_OLD_MS - _HEARD_MS)
+                else:
+                    record = self._ledger.measured(used, record.over if used > quota else 0)
                 self._known, self._known_since = blobs, record.measured
         if record is None:
-            raise StoreFailed(
-                f"what workspace {self._workspace.called!r} uses can't be measured while others write: try again"
+            raise _Unmeasured(
+                StoreFailed(
+                    f"what workspace {self._workspace.called!r} uses can't be measured while others write: try again"
+                )
             )
         return record
 
@@ -250,10 +323,10 @@ class Quota:
         # Something was counted at two places on its way from one to the other; or it was never charged.
         if self._workspace.driver.read_only:
             return record.charged
-        with contextlib.suppress(StoreError):
-            if await self._quota():
+        with contextlib.suppress(StoreError, _Unmeasured):
+            if quota := await self._quota():
                 async with self._ledger.locked():
-                    return (await self._measure(self._ledger.read())).charged
+                    return (await self._measure(self._ledger.read(), quota)).charged
         return used
 
     async def begin_anew(self) -> None:
@@ -264,6 +337,16 @@ class Quota:
     def close(self) -> None:
         """Let go of what is open."""
         self._ledger.close()
+
+
+def _is_always_allowed(event: ev.Event | ev.Unknown) -> bool:
+    """Whether it takes something away, or sets the quota: there are only so many things, and the quota's owner may."""
+    return isinstance(event, _REMOVALS) or (isinstance(event, ev.WorkspaceChanged) and event.quota_bytes is not None)
+
+
+def _beyond(record: Record, needed: int, quota: int) -> int:
+    """How many of those bytes go beyond the quota."""
+    return max(0, min(needed, record.charged + needed - quota))
 
 
 def line_bytes(batch: Sequence[NewEntry], after: int) -> int:

@@ -2,9 +2,10 @@
 
 ::
 
-    {"charged":N,"measured":ID,"at":MS,"boot":ID}      padded with spaces, so that it is overwritten in place
+    {"charged":N,"measured":ID,"at":MS,"over":N,"boot":ID}      padded with spaces, so that it is overwritten in place
 
-`charged` is what the measurement ID found and all that was let through since: never less than what is used. Two locks
+`charged` is what the measurement ID found and all that was let through since: never less than what is used. `over` is
+how much of that went beyond the quota, of lines that aren't refused for that (`store.quota.TIDYING_MAX`). Two locks
 guard it. Who changes the number has the flock of `quota.ledger`, for microseconds. Who lets bytes through has a shared
 flock of `quota.lock`, "in flight", from then until the bytes are where a measurement finds them. Who measures has the
 first lock, so that nobody takes off meanwhile, and the second one alone, so that nothing is missed.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -39,9 +41,14 @@ LEDGER: Final = "quota.ledger"
 LOCK: Final = "quota.lock"
 _SIZE: Final = 256
 PATIENCE: Final = 10.0
-"""Seconds until a ledger that another process keeps locked is given up."""
+"""Seconds until a ledger that another process keeps locked is given up, unless a measurement goes on meanwhile."""
+_SILENCE: Final = 2.0
+"""Seconds until it is said who is waited for."""
 _POLLS: Final = (0.0002, 0.005)
 """Seconds between two tries to lock, at first and at most."""
+
+
+log = logging.getLogger("chatfs")
 
 
 class Record(NamedTuple):
@@ -50,6 +57,7 @@ class Record(NamedTuple):
     charged: int
     measured: str
     at: int
+    over: int = 0
 
 
 def _boot() -> str:
@@ -87,7 +95,8 @@ class Ledger:
                     unlock(self._fd)
 
     async def _lock(self) -> None:
-        deadline = trio.current_time() + PATIENCE
+        since = trio.current_time()
+        touched, told = 0, False
         pause = _POLLS[0]
         while True:
             with durability.failing("opening a quota's ledger"):
@@ -97,11 +106,17 @@ class Ledger:
                     return
                 self._close_ledger()  # somebody has removed it
                 continue
-            if trio.current_time() > deadline:
+            if (at := os.fstat(self._fd).st_mtime_ns) != touched:
+                touched, since = at, trio.current_time()
+            waited = trio.current_time() - since
+            if waited > PATIENCE:
                 raise StoreFailed(
                     f"{owner(self._fd)} keeps {self._directory / LEDGER} locked: what the quota leaves isn't known; "
                     "end that process"
                 )
+            if waited > _SILENCE and not told:
+                told = True
+                log.warning("waiting for %s, which keeps %s locked", owner(self._fd), self._directory / LEDGER)
             await trio.sleep(pause)
             pause = min(2 * pause, _POLLS[1])
 
@@ -141,10 +156,12 @@ class Ledger:
     def _parsed(self, text: bytes) -> Record | None:
         try:
             found = orjson.loads(text)
-            record = Record(found["charged"], found["measured"], found["at"])
-            whole = type(record.charged) is int and type(record.measured) is str and type(record.at) is int
-            return record if whole and record.charged >= 0 and found["boot"] == self._boot else None
-        except (orjson.JSONDecodeError, KeyError, TypeError):
+            record = Record(found["charged"], found["measured"], found["at"], found.get("over", 0))
+            whole = type(record.measured) is str and all(
+                type(number) is int and number >= 0 for number in (record.charged, record.at, record.over)
+            )
+            return record if whole and found["boot"] == self._boot else None
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             return None
 
     def write(self, record: Record) -> None:
@@ -153,9 +170,9 @@ class Ledger:
         with durability.failing("writing a quota's ledger"):
             durability.pwrite_all("quota.write", self._fd, text, 0)
 
-    def measured(self, used: int) -> Record:
-        """What a measurement found is what is charged from now on. Within `locked`."""
-        record = Record(used, secrets.token_hex(8), clock_ms())
+    def measured(self, used: int, over: int = 0, *, age: int = 0) -> Record:
+        """What a measurement found is what is charged from now on; `age` ms old at once. Within `locked`."""
+        record = Record(used, secrets.token_hex(8), clock_ms() - age, over)
         self.write(record)
         return record
 
@@ -163,6 +180,11 @@ class Ledger:
         """What it says counts no more. Within `locked`."""
         with durability.failing("writing a quota's ledger"):
             durability.pwrite_all("quota.write", self._fd, b" " * (_SIZE - 1) + b"\n", 0)
+
+    def touch(self) -> None:
+        """A long measurement goes on: who waits for it goes on waiting. Within `locked`."""
+        with contextlib.suppress(OSError):
+            os.utime(self._fd)
 
     # ---- bytes on their way
 

@@ -149,6 +149,16 @@ def test_what_is_not_there_is_not_mounted(made: Mounted, root: str, said: str) -
     assert not os.path.ismount(made.mountpoint)
 
 
+@pytest.mark.parametrize("option", ["--uid", "--gid"])
+@pytest.mark.parametrize("number", [2**32 - 1, 2**32, 10**15, -1])
+def test_an_owner_that_there_cant_be_is_refused(made: Mounted, option: str, number: int) -> None:
+    """The kernel answers every look at a file of such an owner with EIO."""
+    made.mountpoint.mkdir()
+    done = made.cli("mount", made.mountpoint, f"{option}={number}", check=False)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1), done.stderr
+    assert not os.path.ismount(made.mountpoint)
+
+
 def test_the_owner_and_the_mask_can_be_chosen(made: Mounted) -> None:
     with mounting(made.root, "--root", "demo/trip", "--uid", "1234", "--gid", "4321", "--umask", "027") as mounted:
         top = mounted.mountpoint.stat()

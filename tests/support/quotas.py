@@ -11,7 +11,10 @@ from __future__ import annotations
 import contextlib
 import random
 import stat
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -21,15 +24,16 @@ from store.library import open_store
 from store.workspace import Workspace
 
 ME = "tests"
+REPOSITORY = Path(__file__).parents[2]
 
 
 def regular(directory: Path) -> list[int]:
-    """The sizes of the files in a directory."""
+    """The sizes of the files and symbolic links in a directory."""
     found = []
     for path in directory.iterdir() if directory.is_dir() else ():
         with contextlib.suppress(FileNotFoundError):
             found.append(path.lstat())
-    return [status.st_size for status in found if stat.S_ISREG(status.st_mode)]
+    return [status.st_size for status in found if stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)]
 
 
 def on_disk(store: Path, drafts_too: bool = True) -> int:  # noqa: FBT001, FBT002
@@ -78,6 +82,19 @@ async def last_byte(workspace: Workspace) -> None:
     if left >= around:
         await chat.append_lines([b'"' + b"x" * (left - around) + b'"'], ME)
         assert await workspace.usage() == quota
+
+
+@contextmanager
+def holding(store: Path, size: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has charged so much, and is in flight."""
+    words = [sys.executable, "-m", "tests.support.quotas", f"file://{store}", "holder", "hold", str(size)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"in flight\n"
+            yield process
+        finally:
+            process.kill()
 
 
 async def main(url: str, name: str, kind: str, loudness: int) -> None:

@@ -20,6 +20,7 @@ from store.importers.imported import ImportedChat, ImportedRecord
 from store.importing import store_chat
 from store.library import Store, open_store
 from store.model import Digest, Millis, NewEntry, Seq
+from store.workspace_state import Place
 
 ME = "test"
 
@@ -90,10 +91,46 @@ async def test_all_that_is_shown_stays(url: str, keep: int, tmp_path: Path) -> N
 async def test_what_a_removal_took_with_it_can_still_be_restored(url: str) -> None:
     async with opened(url) as (_, chat):
         await fill(chat)
-        removed = chat.space.head.seq
+        since = await chat.remove_attachment("kept.txt", ME)
+        await chat.workspace.trash_chat(chat.id, ME, since=since)
         await compact(chat, keep=0)
-        await chat.append_events([{"type": "chat.restored", "since": removed}], ME)
-        assert b"".join([piece async for piece in chat.read_attachment("gone.txt")]) == b"gone"
+        await chat.workspace.move_chat(chat.id, Place.CHATS, "trip", ME)
+        assert b"".join([piece async for piece in chat.read_attachment("kept.txt")]) == b"kept"
+        assert list((await chat.load()).attachments) == ["kept.txt"]
+
+
+async def test_what_nothing_restores_is_named_no_more(url: str) -> None:
+    async with opened(url) as (_, chat):
+        await fill(chat)
+        await compact(chat, keep=0)
+        assert (await chat.load()).attachment_state.removed == {}
+        for path in chat.directory.glob("snapshots/*.json"):
+            assert b"gone.txt" not in path.read_bytes()
+    async with opened(url) as (_, chat):
+        shutil.rmtree(chat.directory / "snapshots")
+        assert (await chat.load()).attachment_state.removed == {}
+        assert list((await chat.load()).attachments) == ["kept.txt"]
+
+
+async def test_a_chat_that_goes_to_the_trash_meanwhile_keeps_what_comes_back(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(url) as (_, chat):
+        await fill(chat)
+        since = await chat.remove_attachment("kept.txt", ME)
+        inner, trashed = chat.sync, 0
+
+        async def sync() -> None:
+            nonlocal trashed
+            if not trashed:
+                await chat.workspace.trash_chat(chat.id, ME, since=since)
+            trashed += 1
+            await inner()
+
+        monkeypatch.setattr(type(chat), "sync", lambda _chat: sync())
+        await compact(chat, keep=0)
+        await chat.workspace.move_chat(chat.id, Place.CHATS, "trip", ME)
+        assert list((await chat.load()).attachments) == ["kept.txt"]
 
 
 async def test_a_dry_run_changes_nothing(url: str, tmp_path: Path) -> None:

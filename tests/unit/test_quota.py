@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from store import codec
+from store import quota as quotas
 from store.chat import Chat
 from store.compaction import compact
 from store.errors import QuotaExceeded
@@ -23,9 +21,7 @@ from store.library import Store, open_store
 from store.model import NewEntry
 from store.quota.ledger import LEDGER
 from store.workspace import Workspace
-from tests.support.quotas import ME, last_byte, on_disk
-
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.quotas import ME, holding, last_byte, on_disk
 
 
 @pytest.fixture
@@ -233,20 +229,10 @@ async def test_bytes_that_are_only_claimed_count(workspace: Workspace) -> None:
 # ---- processes
 
 
-@contextmanager
-def holding(store: Path, size: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has charged so much, and is in flight."""
-    words = [sys.executable, "-m", "tests.support.quotas", f"file://{store}", "holder", "hold", str(size)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, cwd=REPOSITORY) as process:
-        assert process.stdout is not None
-        try:
-            assert process.stdout.readline() == b"in flight\n"
-            yield process
-        finally:
-            process.kill()
-
-
-async def test_what_a_killed_process_had_charged_comes_back(workspace: Workspace, tmp_path: Path) -> None:
+async def test_what_a_killed_process_had_charged_comes_back(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quotas, "_TRIES", 2)
     chat = await workspace.chat("trip")
     quota = await leave(workspace, 5000)
     with holding(tmp_path / "store", 4950) as process:
