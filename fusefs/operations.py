@@ -434,4 +434,6 @@ class ChatOperations(pyfuse3.Operations):
     @mapped
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:  # noqa: FBT001 - pyfuse3's signature
         """fsync(2) of a directory: what was named in it is in a log."""
-        await self._listings[fh].directory.sync()
+        directory = self._listings[fh].directory
+        await self._mount.projections.settle_removals(directory)
+        await directory.sync()

@@ -50,6 +50,7 @@ FOLLOW_EVERY: Final = 0.05
 FOLLOW_SECONDS: Final = 10.0
 """How long another process may take to bring a chat into the store."""
 _NONE: Final[Mapping[str, ChatRecord]] = MappingProxyType({})
+_NOBODY: Final[Mapping[ChatId, ChatRecord]] = MappingProxyType({})
 
 
 class Projections:
@@ -74,6 +75,11 @@ class Projections:
         """What is known of an external chat."""
         shown = self._shown.get(workspace)
         return None if shown is None else shown.chats.record(chat)
+
+    def all_of(self, workspace: WorkspaceId) -> Mapping[ChatId, ChatRecord]:
+        """The workspace's external chats."""
+        shown = self._shown.get(workspace)
+        return _NOBODY if shown is None else shown.chats.records
 
     def changed_ns(self, workspace: WorkspaceId) -> int:
         """When external chats last came or went."""
@@ -233,6 +239,13 @@ class Projections:
         if shown is not None:
             await shown.projector.flush()
 
+    async def settle_removals(self, node: Node) -> None:
+        """fsync(2) of a directory: attachments that were removed from an external chat are so for good now."""
+        view = _view_of(node) if self._shown else None
+        shown = None if view is None else self._shown.get(view.workspace.id)
+        if view is not None and shown is not None:
+            await shown.settle_removals_in(view)
+
     async def make_own(self, node: Node) -> None:
         """The node is about to be changed: a chat that is only in a project is taken into the store first."""
         view = _view_of(node)
@@ -369,6 +382,12 @@ class ShownProject:
                 except (StoreError, OSError) as error:
                     log.error("attachments of %s weren't removed: %s", view.chat.called, error)  # noqa: TRY400
 
+    async def settle_removals_in(self, view: ChatView) -> None:
+        """Those of one chat, at once. Raises what taking it in does."""
+        chat = getattr(view, "chat", None)
+        if chat is not None and self._removals.pop(chat.id, None) is not None:
+            await self.take_in(view)
+
     def _to_follow(self) -> list[ChatView]:
         """Views of external chats that the store has by now."""
         workspace = self._project.workspace
@@ -387,7 +406,7 @@ class ShownProject:
             with trio.move_on_after(FOLLOW_SECONDS), contextlib.suppress(StoreError):
                 while isinstance(view.chat, ExternalChat):
                     durable = self._project.workspace.chat_by_id(chat)
-                    if self.chats.is_taken_in(view.chat, (await durable.head()).seq):
+                    if await self.chats.is_taken_in(view.chat, durable):
                         async with self._lock:
                             if isinstance(view.chat, ExternalChat):
                                 await view.become(durable)

@@ -10,7 +10,7 @@ Concurrency: as `store.importing`; what is decided on a log's state is appended 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from store.errors import SeqConflict
 from store.exporters.jp_log import JpLog, read_jp_log
 from store.exporters.jp_stream import shown_as
 from store.fold import Message
-from store.importers.imported import ImportedChat
+from store.importers.imported import ImportedChat, ImportedRecord
 from store.importers.jp import (
     Conversation,
     JpChat,
@@ -65,14 +65,7 @@ async def store_jp(
         imported.source_id,
         name_of(conversation.title) or imported.suggested_name,
         conversation.title,
-        list(
-            records(
-                conversation,
-                title=title,
-                labels=labels,
-                leave_out=before.made if before is not None else (),
-            )
-        ),
+        _Records(conversation, title, labels, before.made if before is not None else ()),
         imported.problems,
     )
     stored = await store_chat(workspace, SOURCE, source, actor, name=name, told=told, into=record)
@@ -86,6 +79,19 @@ async def store_jp(
     await _move(workspace, stored.record, conversation, before, actor)
     await workspace.space.sync()
     return Stored((await workspace.load()).chats[chat.id], stored.added, stored.present)
+
+
+@dataclass(frozen=True, slots=True)
+class _Records:
+    """`records` for who takes them in batches: a whole conversation isn't in memory twice."""
+
+    conversation: Conversation
+    title: str
+    labels: Sequence[str]
+    leave_out: Collection[str]
+
+    def __iter__(self) -> Iterator[ImportedRecord]:
+        return records(self.conversation, title=self.title, labels=self.labels, leave_out=self.leave_out)
 
 
 async def _present(

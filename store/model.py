@@ -86,8 +86,8 @@ def chat_space(workspace: WorkspaceId, chat: ChatId) -> SpaceId:
 def _checked(name: str, what: str) -> str:
     if _CONTROL.search(name):
         raise InvalidName(f"{what} {name!r} has control characters: use printable ones")
-    if not name or "/" in name or name in {".", ".."}:
-        raise InvalidName(f"{name!r} can't name a {what}")
+    if not name or "/" in name:  # what begins with a dot is refused before
+        raise InvalidName(f"{what} {name!r} {'has a slash' if name else 'is empty'}: choose another")
     size = len(name.encode())
     if size > NAME_MAX:
         raise NameTooLong(f"{what} of {size} bytes: use at most {NAME_MAX}")

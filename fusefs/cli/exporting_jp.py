@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from fusefs.cli.errors import CommandFailed, UsageError
 from fusefs.cli.output import Progress, complain, write_table
+from fusefs.cli.projecting import say_left_out
 from fusefs.cli.targets import actor, find_chat, in_store, space_path
 from store.errors import StoreError
 from store.library import Store
@@ -81,5 +82,6 @@ async def _chats(store: Store, what: str) -> tuple[Workspace, list[ChatRecord]]:
         workspace, record = await find_chat(store, path)
         return workspace, [record]
     workspace = await store.workspace(path.workspace)
+    await say_left_out(store, workspace)
     state = await workspace.load()
     return workspace, [state.chats[chat] for chat in state.names.values() if state.chats[chat].place is not Place.TRASH]

@@ -18,6 +18,7 @@ import trio
 from fusefs.cli.errors import CommandFailed, UsageError
 from fusefs.cli.output import Progress, complain, escape, size_text, write_json, write_line
 from fusefs.cli.parser import add_command, add_json
+from fusefs.cli.projecting import say_left_out
 from fusefs.cli.targets import (
     ANYWHERE,
     absolute_url,
@@ -33,8 +34,9 @@ from fusefs.cli.targets import (
 )
 from store import durability
 from store.driver import Access, Driver
-from store.errors import CorruptLog, NameTaken, WorkspaceNotFound
+from store.errors import CorruptLog, NameTaken, QuotaExceeded, WorkspaceNotFound
 from store.library import Store
+from store.model import directory_name
 from store.registry import open_driver
 from store.workspace_state import Place
 
@@ -54,9 +56,9 @@ def add(commands: Commands) -> None:
         _migrate,
         "copy a store, or a workspace of it, to another store",
         details=f"{_PARTS[0].upper()}{_PARTS[1:]}, and scratch files (such as history.md.rejected-N) come along; ids "
-        "stay. Not so: what isn't saved yet (drafts; end the mounts of FROM-URL first), quarantine/, backup/, and what "
-        "can be made anew. It can be interrupted and run again: what is there already is compared, and only the rest "
-        "is copied. FROM-URL isn't changed.",
+        "stay. Not so: what isn't saved yet (drafts; end the mounts of FROM-URL first), where projects are, "
+        "quarantine/, backup/, and what can be made anew. It can be interrupted and run again: what is there already "
+        "is compared, and only the rest is copied. FROM-URL isn't changed.",
     )
     parser.add_argument("source", metavar="FROM-URL", help="as --store names one")
     parser.add_argument("target", metavar="TO-URL", help="likewise; it is made if the directory above is there")
@@ -197,6 +199,7 @@ async def _export_jsonl(store: Store, args: Namespace) -> None:
         chat, name = record.id, f"/{record.name}"
     else:
         workspace = await store.workspace(path.workspace)
+        await say_left_out(store, workspace)
     try:
         with Progress() as progress, _output(args.output) as write:
             moved = await export(store.driver, workspace.id, chat, write, told=progress.say)
@@ -262,7 +265,7 @@ async def _take_chat(store: Store, args: Namespace, taking: Taking, stream: Stre
 
     It is listed when all of it is there.
     """
-    name, chat_name = args.workspace or stream.name, args.chat or chat.name
+    name, chat_name = args.workspace or stream.name, directory_name(args.chat or chat.name)
     try:
         workspace = await store.workspace(name)
     except WorkspaceNotFound:
@@ -271,10 +274,16 @@ async def _take_chat(store: Store, args: Namespace, taking: Taking, stream: Stre
     taken = workspace.state.find(chat_name)
     if chat.id not in workspace.state.chats and taken is not None:
         raise NameTaken(f"{name}/{chat_name} is another chat ({taken.id}): choose another name with --chat")
-    moved = await taking.take(stream, workspace.id)
-    if chat.id not in (await workspace.load()).chats:
-        await workspace.create_chat(chat_name, actor(), chat=chat.id)
-        if chat.place is Place.ARCHIVE:
-            await workspace.move_chat(chat.id, Place.ARCHIVE, chat_name, actor())
-        await workspace.space.sync()
+    listed = chat.id in workspace.state.chats
+    try:
+        moved = await taking.take(stream, workspace.id, workspace.quota)
+        if chat.id not in (await workspace.load()).chats:
+            await workspace.create_chat(chat_name, actor(), chat=chat.id)
+    except QuotaExceeded:
+        if not listed:
+            await taking.take_back()
+        raise
+    if not listed and chat.place is Place.ARCHIVE:
+        await workspace.move_chat(chat.id, Place.ARCHIVE, chat_name, actor())
+    await workspace.space.sync()
     return moved

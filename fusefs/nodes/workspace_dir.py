@@ -300,13 +300,19 @@ class ByIdDirectory(InView, Directory):
         return attributes(options, self.ino, options.directory_mode, mtime_ns=head_mtime_ns(head), nlink=2)
 
     async def names(self) -> list[bytes]:
-        return [chat.encode() for chat in (await self.view.workspace.load()).chats]
+        known = (await self.view.workspace.load()).chats
+        externals = self.mount.projections.all_of(self.view.workspace.id)
+        return [chat.encode() for chat in [*known, *(chat for chat in externals if chat not in known)]]
 
     async def lookup(self, name: bytes) -> Node:
         text = name.decode(errors="replace")
-        if not is_uuid(text) or ChatId(text) not in (await self.view.workspace.load()).chats:
+        chat = ChatId(text)
+        if not is_uuid(text) or not (
+            chat in (await self.view.workspace.load()).chats
+            or chat in self.mount.projections.all_of(self.view.workspace.id)
+        ):
             raise refuse(errno.ENOENT)
-        return self.child(name, ChatLink(self.mount, self.view, ChatId(text), self))
+        return self.child(name, ChatLink(self.mount, self.view, chat, self))
 
 
 class ChatLink(Node):
@@ -319,20 +325,27 @@ class ChatLink(Node):
         self.view = view
         self.chat = chat
 
-    async def _target(self) -> bytes:
+    async def _target(self) -> tuple[bytes, ChatRecord]:
         state = await self.view.workspace.load()
         record = state.chats.get(self.chat)
+        if record is not None:
+            return f"../{record.place}/{state.shown_name(record)}".encode(), record
+        record = self.mount.projections.all_of(self.view.workspace.id).get(self.chat)
         if record is None:
             raise ChatNotFound(f"no chat {self.chat}")
-        return f"../{record.place}/{state.shown_name(record)}".encode()
+        return f"../{record.place}/{record.name}".encode(), record
 
     async def attributes(self) -> EntryAttributes:
-        changed = (await self.view.workspace.load()).chats[self.chat].changed
-        size = len(await self._target())
+        target, record = await self._target()
         # The target moves with the chat: asked for anew each time.
         return attributes(
-            self.mount.options, self.ino, SYMLINK_MODE, size=size, mtime_ns=changed * 1_000_000, timeout=0
+            self.mount.options,
+            self.ino,
+            SYMLINK_MODE,
+            size=len(target),
+            mtime_ns=record.changed * 1_000_000,
+            timeout=0,
         )
 
     async def readlink(self) -> bytes:
-        return await self._target()
+        return (await self._target())[0]

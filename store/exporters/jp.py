@@ -2,12 +2,13 @@
 
 A conversation that came from JP is written as JP had it, with what was changed in chatfs since (`jp_stream`); one that
 didn't gets an id from the chat's creation, in tenths of a second, the next free one where that is taken, and the label
-`chatfs` with the chat's id, by which a later import finds the chat again. Attachments stay in chatfs.
+`chatfs` with the chat's id, by which a later import finds the chat again. So does a copy of a chat, whose log says of
+what conversation the first one is: nobody writes over another's. Attachments stay in chatfs.
 
 What is there already is changed only where it says something else: of the metadata just the fields that were changed
 here, base_config.json never. Where it has events that the chat doesn't know, nothing is written: they are to be
 imported first. A file takes its place in one rename, a new conversation's directory too, and JP's lock is held
-meanwhile.
+meanwhile. What a killed export has left beside them is removed by the next one of that conversation.
 
 An export of what chatfs made or changed is recorded in the chat's log, before it is written: see `jp_log`.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import stat
 from dataclasses import dataclass, field
@@ -61,7 +63,7 @@ from store.importers.jp_format import (
     label_pairs,
     time_text,
 )
-from store.importers.jp_json import members, object_of, pretty
+from store.importers.jp_json import NotJson, members, object_of, pretty
 from store.importers.jp_lock import writable
 from store.importers.source import time_of
 from store.importing import stored_chat
@@ -71,6 +73,8 @@ from store.workspace_state import ChatRecord, Place
 
 _LABEL: Final = "jp.export"
 _KEYS_IN_RECORD: Final = 50_000
+_LEFT: Final = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp\Z")
+"""What is written beside a name before it gets it (`durability.temporary`)."""
 _MODEL: Final = {"provider": "anthropic", "name": "claude-sonnet-4-5"}
 _BASE_CONFIG: Final = orjson.dumps(
     {"assistant": {"model": {"id": _MODEL}}, "conversation": {"tools": {"*": {"run": "ask"}}}}
@@ -108,7 +112,8 @@ async def export_jp(workspace: Workspace, record: ChatRecord, target: Path, acto
         events = await trio.to_thread.run_sync(events_of, log, messages)
         if log.compacted and not log.conversation:
             log.conversation = await _found_again(workspace, record, root)
-        plan = _Plan(workspace, record, state, messages, log, events, root)
+        owner = await stored_chat(workspace, SOURCE, display_id(log.conversation)) if log.conversation else None
+        plan = _Plan(workspace, record, state, messages, log, events, root, owner.id if owner is not None else "")
         with contextlib.ExitStack() as held:
             await trio.to_thread.run_sync(plan.prepare, held, taken)
             taken.add(plan.conversation)
@@ -173,6 +178,8 @@ class _Plan:
     log: JpLog
     events: Events
     root: Path
+    owner: str
+    """The workspace's chat that the log's conversation was imported as."""
     conversation: int = 0
     there: JpChat | None = None
     """What is there of the conversation."""
@@ -183,24 +190,58 @@ class _Plan:
 
     def prepare(self, held: contextlib.ExitStack, taken: set[int]) -> None:
         """Choose the conversation, lock it, and look at what is there. Raises as `export_jp` does."""
-        self.conversation = self.log.conversation
-        if not self.conversation or self.conversation in taken:
-            self.conversation = id_at(self.record.created)
-            while self.conversation in taken or find_in(self.root, self.conversation):
-                self.conversation = self.conversation % ID_MAX + 1
-        held.enter_context(writable(self.root, self.conversation))
-        found = find_in(self.root, self.conversation)
-        if len(found) > 1:
-            raise Conflict(f"{display_id(self.conversation)} is there twice: remove {found[1].path} or {found[0].path}")
-        if found:
-            self.there = found[0]
-            self.said = load_locked(self.there)
+        others = set(taken)
+        if self.owner in {"", self.record.id}:
+            self.conversation = self.log.conversation
+        while not self._found(held, others):
+            others.add(self.conversation)
+        if self.there is not None and self.said is not None:
             self._check_known(self.said)
         if self.log.compacted:
             self.notes.append("the chat was compacted: what JP had beside messages is there no more")
         if self.events.kept:
             self.notes.append(f"{self.events.kept} edited tool calls or responses stay as JP has them")
         self.path = self._place()
+
+    def _found(self, held: contextlib.ExitStack, others: set[int]) -> bool:
+        """Lock the conversation, or a free one, and read what is there; False where that is another chat's."""
+        chosen = not self.conversation or self.conversation in others
+        if chosen:
+            self.conversation = id_at(self.record.created)
+            while self.conversation in others or find_in(self.root, self.conversation):
+                self.conversation = self.conversation % ID_MAX + 1
+        with contextlib.ExitStack() as lock:
+            lock.enter_context(writable(self.root, self.conversation))
+            self._sweep()
+            found = find_in(self.root, self.conversation)
+            if chosen and found:
+                return False  # another export was faster
+            if len(found) > 1:
+                raise Conflict(
+                    f"{display_id(self.conversation)} is there twice: remove {found[1].path} or {found[0].path}"
+                )
+            if found:
+                said = load_locked(found[0])
+                if not self.owner and said.chat not in {"", self.record.id, self.log.said.chat}:
+                    return False
+                self.there, self.said = found[0], said
+            held.enter_context(lock.pop_all())
+        return True
+
+    def _sweep(self) -> None:
+        """Remove what an export of this conversation has left that was killed."""
+        for directory in (self.root, self.root / ARCHIVE):
+            if directory.is_symlink() or not directory.is_dir():
+                continue
+            for path in list(directory.iterdir()):
+                left = _LEFT.match(path.name)
+                if left is not None and left[1] == str(self.conversation) and not path.is_symlink() and path.is_dir():
+                    durability.remove_tree(_LABEL, path)
+        for there in find_in(self.root, self.conversation):
+            for path in [] if there.path.is_symlink() else list(there.path.iterdir()):
+                left = _LEFT.match(path.name)
+                if left is not None and left[1] in {METADATA, BASE_CONFIG, EVENTS}:
+                    durability.system.unlink(_LABEL, path)
 
     def _check_known(self, said: Conversation) -> None:
         known = self.log.parts.keys() | self.log.made | self.events.made
@@ -242,16 +283,11 @@ class _Plan:
 
     def _metadata(self) -> bytes:
         known = self.log.said
-        fields = members((self.said.metadata if self.said is not None else None) or known.metadata or b"{}")
+        before = (self.said.metadata if self.said is not None else None) or known.metadata or b"{}"
+        fields = members(before)
         if self.state.title != known.title or not self.log.imported:
             _put(fields, "title", self.state.title or None)
-        if list(self.state.labels) != known.labels or not self.log.imported:
-            labels, others = label_pairs(self.state.labels)
-            if others:
-                self.notes.append(f"JP can't have these labels: {', '.join(others)}")
-            if not self.log.imported or known.chat:
-                labels[CHAT_LABEL] = known.chat or self.record.id
-            _put(fields, "labels", labels or None)
+        self._put_labels(fields)
         archived = self.path.parent.name == ARCHIVE
         if archived and "archived_at" not in fields and not (self.log.imported and self.log.archived):
             _put(fields, "archived_at", time_text(self.record.changed))
@@ -262,7 +298,25 @@ class _Plan:
         lacks = "last_activated_at" not in fields and known.metadata is None
         if lacks or (self.events.made and (active is None or active < last)):
             _put(fields, "last_activated_at", time_text(last))
-        return object_of(fields)
+        return object_of(fields) if fields != members(before) else before
+
+    def _put_labels(self, fields: dict[str, bytes]) -> None:
+        known = self.log.said
+        # Of what wasn't imported as this conversation, only the label tells whose it is.
+        own = self.conversation != self.log.imported_as
+        label = self.record.id if own else known.chat
+        if list(self.state.labels) != known.labels or not self.log.imported:
+            labels, others = label_pairs(self.state.labels)
+            if others:
+                self.notes.append(f"JP can't have these labels: {', '.join(others)}")
+            if label:
+                labels[CHAT_LABEL] = label
+            _put(fields, "labels", labels or None)
+        elif own:
+            there: dict[str, bytes] = {}
+            with contextlib.suppress(NotJson):
+                there = members(fields.get("labels", b""))
+            fields["labels"] = object_of(there | {CHAT_LABEL: orjson.dumps(label)})
 
     def _base_config(self) -> bytes | None:
         if self.log.base_config is not None or self.log.imported:

@@ -51,6 +51,8 @@ class JpLog:
     archived: bool = False
     imported: bool = False
     """Whether it came from JP."""
+    imported_as: int = 0
+    """The conversation that it came from last."""
     metadata: bytes | None = None
     base_config: bytes | None = None
     parts: dict[str, Part] = field(default_factory=dict)
@@ -116,7 +118,8 @@ async def _take(chat: Chat, found: JpLog, files: dict[str, Digest], data: bytes,
             found.stream.append(key)
     elif part == "metadata":
         found.imported = True
-        found.conversation = _number(value.get("conversation")) or found.conversation
+        found.imported_as = _number(value.get("conversation")) or found.imported_as
+        found.conversation = found.imported_as or found.conversation
         found.archived = value.get("archived") is True
         found.metadata = raw
     elif part == "base_config":

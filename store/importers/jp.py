@@ -134,18 +134,20 @@ def event_keys(events: Collection[bytes]) -> list[str]:
 
 
 def find_conversations(path: Path) -> list[JpChat]:
-    """The conversations of `path`: a project, its `.jp`, the `conversations` in it, or one conversation's directory.
+    """The conversations of `path`: a project, its `.jp`, `conversations` or `.archive` in it, or one of them.
 
     Raises OSError for what can't be read.
     """
     if not stat.S_ISDIR(path.stat().st_mode):
         raise NotADirectoryError(errno.ENOTDIR, "not a directory: name a project of JP, or a conversation", str(path))
-    if _looks_like_one(path):
-        return [_chat(path, archived=path.parent.name == ARCHIVE)]
+    named = _named(path)
+    if _looks_like_one(named):
+        return [_chat(named, archived=named.parent.name == ARCHIVE)]
     root = conversations_in(path)
     if root is None:
         return []
-    found = {False: _scan(root, archived=False), True: _scan(root / ARCHIVE, archived=True)}
+    living = [] if root == named.parent else _scan(root, archived=False)
+    found = {False: living, True: _scan(root / ARCHIVE, archived=True)}
     chats: dict[str, JpChat] = {}
     for chat in (*found[False], *found[True]):
         first = chats.setdefault(chat.source_id, chat)
@@ -168,7 +170,15 @@ def conversations_in(path: Path) -> Path | None:
                 raise OSError(errno.ELOOP, "a symbolic link, which isn't followed: name what it points to", str(part))
         if candidate.is_dir():
             return candidate
-    return path if path.name == CONVERSATIONS or any(map(_looks_like_one, path.iterdir())) else None
+    named = _named(path)
+    if named.name == ARCHIVE:
+        return named.parent
+    return named if named.name == CONVERSATIONS or any(map(_looks_like_one, path.iterdir())) else None
+
+
+def _named(path: Path) -> Path:
+    """`path` with the names that it and the directory above really have: `.` has none, and they say what it is."""
+    return path.resolve() if path.name in {"", ".."} else path.parent.resolve() / path.name
 
 
 def _looks_like_one(path: Path) -> bool:
@@ -243,7 +253,7 @@ def _object(text: bytes) -> bytes:
 
 def _read_files(directory: Path) -> dict[str, bytes]:
     """The files as they stood at one moment."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    fd = _opened(directory)
     try:
         for _ in range(_TRIES):
             with contextlib.suppress(FileNotFoundError):
@@ -254,6 +264,26 @@ def _read_files(directory: Path) -> dict[str, bytes]:
     finally:
         os.close(fd)
     raise OSError(errno.EBUSY, "its files change all the time: import it again later", str(directory))
+
+
+def _opened(directory: Path) -> int:
+    """A descriptor of it. Of the directories that are JP's none is a link, also none that was put there just now."""
+    names, above = [directory.name], directory.parent
+    while above.name in {ARCHIVE, CONVERSATIONS, PROJECT}:
+        names.append(above.name)
+        above = above.parent
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = os.open(above, flags)
+    for name in reversed(names):
+        try:
+            inner = os.open(name, flags | os.O_NOFOLLOW, dir_fd=fd)
+        except OSError as error:
+            error.filename = str(directory)
+            raise
+        finally:
+            os.close(fd)
+        fd = inner
+    return fd
 
 
 def _signature(fd: int) -> dict[str, tuple[int, int, int]]:

@@ -27,10 +27,12 @@ from store.errors import Damage, Diverged, InvalidInput, ReadOnly, SpaceNotFound
 from store.kinds import WORKSPACE
 from store.model import SpaceId, WorkspaceId, chat_space, workspace_space
 from store.moving.bringing import Bringing
+from store.moving.charged import forget_charged
 from store.moving.local import copy_local
 from store.moving.names import chat_of, check_free, claim, unclaim
 from store.moving.report import Moved, Told, silent
 from store.moving.spaces import fold, shared, workspace_state
+from store.projection import binding as bindings
 from store.registry import directory_of, scheme_of
 from store.workspace_state import WorkspaceState
 
@@ -169,8 +171,22 @@ class _Move:
                 break
         else:
             self.moved.notes.append(f"{workspace.name} is being written to: run this again for what has come meanwhile")
+        await self._note_project(workspace)
+        if workspace.known_as:
+            await forget_charged(self._target, workspace.id)
         if workspace.known_as and (workspace.known_as != workspace.name or workspace.trashed):
             await unclaim(self._target, workspace.id, workspace.known_as)
+
+    async def _note_project(self, workspace: _Workspace) -> None:
+        """Say that the copy isn't projected: two stores shouldn't write to one directory before somebody wants that."""
+        key = f"{bindings.PREFIX}{workspace.id}"
+        note = await self._source.kv.get(key)
+        found = bindings.read(workspace.id, note.value) if note is not None else None
+        if found is not None and not workspace.trashed and await self._target.kv.get(key) is None:
+            self.moved.notes.append(
+                f"{workspace.name} is projected to {found.directory}, its copy is not: "
+                f"chatfs --store {self._target.url} project init {found.directory} does that"
+            )
 
     async def _round(self, workspace: _Workspace, *, first: bool) -> bool:
         """Bring what isn't there; whether that was anything."""

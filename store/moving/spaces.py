@@ -86,7 +86,10 @@ async def check(driver: Driver, log: AppendLog, *, fold_max: int = FOLD_MAX) -> 
 
 
 def state_digest(kind: Kind[Any], state: Any) -> str:
-    """SHA-256 of all that a snapshot of the state would say: its JSON, its older items, its rendered text."""
+    """SHA-256 of all that a snapshot of the state would say: its JSON, its older items, its rendered text.
+
+    Of logs that begin at different entries, these differ: a compaction forgets what nobody can get at any more.
+    """
     dump = kind.dump(state)
     found = hashlib.sha256(orjson.dumps([dump.state, len(dump.items), dump.text_size]))
     found.update(dump.items)

@@ -3,15 +3,15 @@
 What the store has already and is equal is passed over, so a stream that was cut off, or grew, can be given again. Blobs
 come before the entries that name them and a workspace's own log last, so what is shown is whole. Every line is checked:
 gaps, wrong order, wrong checksums, a cut-off end and entries that differ from those in the store are refused, naming
-the line.
+the line. A chat that comes into a workspace with a quota is charged before it is stored (a workspace brings its own).
 
 Concurrency: trio; in constant memory, but for a workspace's own log and a fold of FOLD_MAX.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import IO, Final
 
@@ -19,6 +19,7 @@ import orjson
 
 from store import intake
 from store.absent import say_absent, say_present
+from store.beginning import base_of
 from store.codec import checks, parse
 from store.driver import AppendLog, Driver
 from store.drivers.batch import why_not
@@ -26,11 +27,14 @@ from store.errors import BlobNotFound, CorruptBlob, Damage, Diverged, InvalidInp
 from store.kinds import WORKSPACE
 from store.model import ChatId, Digest, Entry, Head, Seq, WorkspaceId, chat_space, is_uuid, workspace_space
 from store.moving.blobs import Named, is_digest
+from store.moving.charged import forget_charged
 from store.moving.names import check_free, claim, unclaim
 from store.moving.report import Moved, Told, silent
 from store.moving.spaces import check, fold, workspace_state
-from store.moving.stream import VERSION, Control, Lines
+from store.moving.stream import VERSION, Control, Lines, log_line
+from store.quota import Quota
 from store.snapshot import VERSION as FOLD_VERSION
+from store.usage import count, named_blob
 from store.workspace_state import Place, WorkspaceState
 
 _PIECE: Final = 256 * 1024
@@ -80,6 +84,9 @@ class Taking:
         self._told = told
         self._line: Control | bytes | None = None
         self._workspace = WorkspaceId("")
+        self._quota: Quota | None = None
+        self._made: ChatId | None = None
+        """The chat whose log begins with this."""
         self._missing: set[ChatId] = set()
         self._complete = False
         self._begins: Head | None = None
@@ -107,13 +114,14 @@ class Taking:
             chat = StreamedChat(self._chat_id(first), first.text("chat_name"), place)
         return Stream(workspace, first.text("name"), chat)
 
-    async def take(self, stream: Stream, workspace: WorkspaceId) -> Moved:
+    async def take(self, stream: Stream, workspace: WorkspaceId, quota: Quota | None = None) -> Moved:
         """Take in the rest; `workspace` is the stream's own, or the one that its chat is to come into.
 
-        Raises NameTaken before anything is written; InvalidInput, Diverged where the stream can't be taken: then the
-        logs before that line are there, and those of a workspace are shown only where they were before.
+        `quota` is that of the workspace that a chat comes into. Raises NameTaken before anything is written;
+        InvalidInput, Diverged where the stream can't be taken, QuotaExceeded: then the logs before that line are there,
+        and those of a workspace are shown only where they were before.
         """
-        self._workspace = workspace
+        self._workspace, self._quota = workspace, quota
         if stream.chat is None:
             await check_free(self._target, workspace, stream.name)
         else:
@@ -138,6 +146,11 @@ class Taking:
         if await self._lines.next() is not None:
             raise self._wrong("comes behind the end")
         return self.moved
+
+    async def take_back(self) -> None:
+        """Remove the chat that came in and isn't listed: where nobody sees it, it would take room for nothing."""
+        if self._made is not None:
+            await self._target.delete_space(chat_space(self._workspace, self._made))
 
     async def check_chat(self, chat: ChatId, workspace: WorkspaceId | None) -> None:
         """Raises NameTaken where another workspace of the store has the chat: ids are unique."""
@@ -165,6 +178,8 @@ class Taking:
         if stream.chat is not None and (chat != stream.chat.id or self._complete):
             raise self._wrong("begins another log in a stream of one")
         log = await self._target.open_log(chat_space(self._workspace, chat), create=True)
+        if log.head.seq == 0:
+            self._made = chat
         named = Named(self._target.blobs)
         try:
             async with aclosing(self._entries(line, log)) as pieces:
@@ -208,6 +223,8 @@ class Taking:
             await self._compare(line, log)
         finally:
             await log.aclose()
+        if before is not None:
+            await forget_charged(self._target, self._workspace)
         if before is not None and (before.name != state.name or state.trashed):
             await unclaim(self._target, self._workspace, before.name)
         self._complete = True
@@ -225,22 +242,49 @@ class Taking:
             await say_absent(self._target.kv, chat, "it wasn't in the stream either: export it again when it is mended")
 
     async def _adopt(self, log: AppendLog, entries: list[Entry], named: Named) -> None:
-        for digest in await named.of(entries):
+        digests = await named.of(entries)
+        found = await self._sizes(digests, named)
+        # A compacted log stands for the state, and for what that names.
+        blobs = dict(found) if any(base_of(entry) is not None for entry in entries) else {}
+        after, self._begins = self._begins, None
+        async with self._charged(entries, blobs):
             try:
-                await self._target.blobs.stat(digest)
+                await log.adopt(entries, after=after)
+            except InvalidInput as error:
+                raise Diverged(f"the store was written to meanwhile: {error}") from error
+        self.moved.entries += len(entries)
+        # What was there, and nothing had named until now, chatfs gc may just have deleted.
+        await self._sizes(found, named)
+
+    async def _sizes(self, digests: Iterable[Digest], named: Named) -> dict[Digest, int]:
+        """How long the blobs are; which are lacking is noted."""
+        found: dict[Digest, int] = {}
+        for digest in digests:
+            try:
+                found[digest] = (await self._target.blobs.stat(digest)).size
             except (BlobNotFound, CorruptBlob) as error:
                 named.lacks(digest, error)
-        after, self._begins = self._begins, None
-        try:
-            await log.adopt(entries, after=after)
-        except InvalidInput as error:
-            raise Diverged(f"the store was written to meanwhile: {error}") from error
-        self.moved.entries += len(entries)
+        return found
+
+    @asynccontextmanager
+    async def _charged(self, entries: list[Entry], blobs: dict[Digest, int]) -> AsyncIterator[None]:
+        """Within the workspace's quota. Raises QuotaExceeded."""
+        if self._quota is None or not self._quota.limited:
+            yield
+            return
+        for entry in entries:
+            if (named := named_blob(entry.data)) is not None:
+                count(blobs, {named.digest: named.size})
+        size = sum(len(log_line(entry, 0)) for entry in entries)
+        async with self._quota.taking(lambda: size, blobs):
+            yield
 
     async def _compare(self, line: Control, log: AppendLog) -> None:
         wanted = line.fields("head")
         if (log.head.seq, log.head.crc) != (wanted.number_of("seq"), wanted.number_of("crc")):
             return  # it goes on behind that in this store
+        if log.base.seq != line.head("base").seq:
+            return  # one was compacted: it has forgotten what nobody can get at any more
         expected = line.fields("fold") if line.get("fold") is not None else None
         if expected is None or expected.number_of("version") != FOLD_VERSION:
             return
@@ -338,6 +382,10 @@ class Taking:
         try:
             there = await self._target.blobs.stat(digest)
         except (BlobNotFound, CorruptBlob):
+            if self._quota is not None:
+                # Not in flight while it comes: that may take any time. It counts when an entry names it.
+                async with self._quota.taking(int, {digest: size}):
+                    pass
             ref = await self._target.blobs.put(pieces)
             if ref.digest != digest:
                 raise self._wrong(f"ends a blob that isn't what its digest says ({digest})") from None

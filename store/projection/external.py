@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from store import history
-from store.errors import ChatNotFound, Damage
+from store.driver import CHUNK
+from store.drivers.chunks import manifest_of, sha256
+from store.errors import ChatNotFound, CorruptBlob, Damage
 from store.fold import ChatState, fold
-from store.model import ChatId, Millis
+from store.model import ChatId, Digest, Millis
 from store.projection import copies, form, portable
 from store.projection.copies import Copy
-from store.projection.tree import Directory
+from store.projection.tree import Directory, Stamp, stamp_of
 from store.workspace_state import Place
+
+_SOUND_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,22 +78,49 @@ async def read(root: str, external: External) -> ExternalState:
         raise ChatNotFound(f"{external.name!r} isn't in the project any more") from error
 
 
-async def read_attachment(root: str, external: External, name: str, offset: int, size: int) -> bytes:
-    """A range of an attachment's file. Raises ChatNotFound."""
+class Attachments:
+    """The attachments' files of external chats, read as what the logs say that they are: anybody may change a file."""
 
-    def look() -> bytes:
-        with (
-            Directory.at(root) as chats,
-            chats.sub(external.directory) as directory,
-            directory.sub(form.ATTACHMENTS) as attachments,
-        ):
-            fd = attachments.open(name)
-            try:
-                return os.pread(fd, size, offset)
-            finally:
-                os.close(fd)
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._sound: dict[tuple[str, str, Digest], Stamp] = {}
+        """Files that have the bytes of a digest, as they looked then."""
 
-    try:
-        return await trio.to_thread.run_sync(look)
-    except FileNotFoundError as error:
-        raise ChatNotFound(f"{external.name!r} has no attachment {name!r} in the project any more") from error
+    async def read(self, external: External, name: str, digest: Digest, offset: int, size: int) -> bytes:
+        """A range. Raises ChatNotFound, CorruptBlob."""
+
+        def look() -> bytes:
+            with (
+                Directory.at(self._root) as chats,
+                chats.sub(external.directory) as directory,
+                directory.sub(form.ATTACHMENTS) as attachments,
+            ):
+                fd = attachments.open(name)
+                try:
+                    stamp = stamp_of(os.fstat(fd))
+                    key = external.directory, name, digest
+                    if self._sound.get(key) != stamp:
+                        if _digest(fd) != digest:
+                            raise CorruptBlob(f"{attachments.shown}/{name} isn't what the chat's log says that it is")
+                        if len(self._sound) >= _SOUND_MAX:
+                            self._sound.clear()
+                        self._sound[key] = stamp
+                    return os.pread(fd, size, offset)
+                finally:
+                    os.close(fd)
+
+        try:
+            return await trio.to_thread.run_sync(look)
+        except FileNotFoundError as error:
+            raise ChatNotFound(f"{external.name!r} has no attachment {name!r} in the project any more") from error
+
+
+def _digest(fd: int) -> Digest:
+    """Of the blob that a file's bytes are."""
+    size = 0
+    found: list[str] = []
+    with open(fd, "rb", closefd=False) as file:
+        while piece := file.read(CHUNK):
+            size += len(piece)
+            found.append(sha256(piece))
+    return manifest_of(size, found or [sha256(b"")]).digest

@@ -23,7 +23,7 @@ from store import events as ev
 from store import registry
 from store.chat import Chat
 from store.driver import BlobStore, Driver, Staging
-from store.errors import BlobNotFound, ChatNotFound, ReadOnly, StoreError, StoreFailed
+from store.errors import BlobNotFound, ChatNotFound, CorruptBlob, ReadOnly, StoreError, StoreFailed
 from store.folded import Moved
 from store.model import BlobRef, ChatId, Digest, Millis, NewEntry, Seq, chat_space, clock_ms
 from store.projection import external, form, portable, take_in
@@ -269,15 +269,28 @@ class ExternalChats:
             if chat.id not in (await workspace.load()).chats or isinstance(error, OSError):
                 raise
         made = workspace.chat_by_id(chat.id)
-        if (await made.head()).seq < len(chat.lines):
+        if not await self.is_taken_in(chat, made):
             raise StoreFailed(f"{made.called} hasn't come into the store wholly yet: try again")
         if removals:
             await made.append(removals, tidying=True)
         return made
 
-    def is_taken_in(self, chat: ExternalChat, last: Seq) -> bool:
-        """Whether a durable log that ends at `last` can have all that was read of it."""
-        return last >= len(chat.lines)
+    async def is_taken_in(self, chat: ExternalChat, made: Chat) -> bool:
+        """Whether the durable log has all that was read of it. If under other seqs, `is_reset` says so from then on."""
+        last = portable.decode(chat.lines[-1]) if chat.lines else None
+        if last is None:
+            return True
+        head, new = await made.head(), last.new_entry()
+        if head.seq < len(chat.lines):
+            return False
+        if head.first_seq == 1:
+            async for entry in made.log(Seq(len(chat.lines) - 1), 1):
+                if (entry.data, entry.origin) == (new.data, new.origin):
+                    return True
+            if not set(portable.stream([entry async for entry in made.log()])).issuperset(chat.lines):
+                return False
+        chat.is_reset = True
+        return True
 
 
 async def _nothing() -> None:
@@ -290,17 +303,22 @@ class _Bytes:
     def __init__(self, chats: ExternalChats, store: BlobStore) -> None:
         self._chats = chats
         self._store = store
+        self._files = external.Attachments(chats.project.root)
 
     async def read(self, digest: Digest, offset: int, size: int) -> bytes:
         """See BlobStore."""
         with contextlib.suppress(BlobNotFound):
             return await self._store.read(digest, offset, size)
+        why: StoreError = BlobNotFound(f"no blob {digest}")
         for chat in list(self._chats._chats.values()):  # noqa: SLF001 - a part of it
             if digest in chat.places:
-                root, name = self._chats.project.root, chat.places[digest]
-                with contextlib.suppress(ChatNotFound):
-                    return await external.read_attachment(root, chat.external, name, offset, size)
-        raise BlobNotFound(f"no blob {digest}")
+                try:
+                    return await self._files.read(chat.external, chat.places[digest], digest, offset, size)
+                except ChatNotFound:
+                    continue
+                except CorruptBlob as error:
+                    why = error  # another chat may have the bytes as they were
+        raise why
 
     async def get(self, digest: Digest, offset: int = 0, size: int | None = None) -> AsyncIterator[bytes]:
         """See BlobStore."""

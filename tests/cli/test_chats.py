@@ -63,7 +63,7 @@ def test_a_chat_comes_back_under_another_name_where_its_own_is_taken(demo: Cli) 
         (["new", "demo/trip"], "'trip' is taken in workspace 'demo' (in chats/): choose another name"),
         (["new", "nowhere/x"], "no workspace 'nowhere': see chatfs workspace ls, or create it"),
         (["new", "demo/.x"], "name '.x' begins with a dot: choose another"),
-        (["rename", "demo/trip", "a/b"], "'a/b' can't name a name"),
+        (["rename", "demo/trip", "a/b"], "name 'a/b' has a slash: choose another"),
         (["restore", "demo/trip"], "the trash has no demo/trip: see chatfs chat ls --trash demo"),
         (["archive", "demo/x"], "there is no chat demo/x: see chatfs chat ls demo"),
     ],

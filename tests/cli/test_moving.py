@@ -79,6 +79,21 @@ async def _leave_a_draft(url: str) -> None:
         store.driver.blobs.stage(label={"kind": "test"}).write(0, b"draft")
 
 
+def test_that_a_copy_is_not_projected_is_said(cli: Cli):
+    fill(cli)
+    project, other = cli.root / "project", cli.root / "other"
+    project.mkdir()
+    cli.run("project", "init", project, "--workspace", "demo")
+    code, _, err = cli.attempt("migrate", cli.store, other)
+    advice = f"chatfs --store {other.as_uri()} project init {project}"
+    assert (code, err.splitlines()[1:]) == (
+        0,
+        [f"chatfs: demo is projected to {project}, its copy is not: {advice} does that"],
+    )
+    cli.run(*advice.split()[1:])
+    assert cli.run("migrate", cli.store, other) == "nothing new in 4 logs\n"
+
+
 def test_words_that_name_no_stores(cli: Cli):
     fill(cli)
     missing = cli.root / "missing"
@@ -192,6 +207,9 @@ def test_words_that_contradict_each_other(cli: Cli):
     assert "can't get another name" in cli.fails("import", "--jsonl", stream, "--workspace", "else", code=2)
     assert "no chat demo/none" in cli.fails("export", "demo/none", "--jsonl")
     assert "no workspace 'none'" in cli.fails("export", "none", "--jsonl")
+    cli.run("export", "demo/trip", "--jsonl", "-o", stream)
+    assert "'a/b' has a slash" in cli.fails("import", "--jsonl", stream, "--workspace", "else", "--chat", "a/b")
+    assert [found["name"] for found in cli.json("workspace", "ls")] == ["demo"]
     missing = cli.root / "missing"
     assert "No such file" in cli.fails("--store", cli.root / "new", "import", "--jsonl", missing)
     assert not (cli.root / "new").exists()

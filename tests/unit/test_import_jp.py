@@ -235,6 +235,40 @@ def test_the_fixture_is_found_from_all_of_its_places():
     assert only(conversations / f"{ID}-plan-a-trip").source_id == f"jp-c{ID}"
 
 
+def test_the_archive_alone_and_places_without_names_are_what_they_really_are(monkeypatch):
+    """Whoever stands in a directory calls it `.`."""
+    conversations = FIXTURE / ".jp" / "conversations"
+    old = {f"jp-c{ID + 9}": True}
+    every = {f"jp-c{ID}": False, f"jp-c{ID + 5}": False} | old
+    one = f"{ID + 9}-an-old-one"
+    for here, words, expected in (
+        (FIXTURE, ".", every),
+        (FIXTURE / ".jp", ".", every),
+        (conversations, ".", every),
+        (conversations, ".archive", old),
+        (conversations / ".archive", ".", old),
+        (conversations / ".archive", "..", every),
+        (conversations / ".archive", one, old),
+        (conversations / ".archive" / one, ".", old),
+        (conversations / ".archive" / one, "..", old),
+        (conversations / f"{ID}-plan-a-trip", ".", {f"jp-c{ID}": False}),
+    ):
+        monkeypatch.chdir(here)
+        assert {chat.source_id: chat.archived for chat in find_conversations(Path(words))} == expected, (here, words)
+
+
+def test_a_lock_counts_wherever_one_stands(tmp_path, monkeypatch):
+    path = write(tmp_path, archived=True)
+    lock = tmp_path / ".jp" / "locks" / f"jp-c{ID}.lock"
+    lock.parent.mkdir()
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for here in (path, path.parent, path.parent.parent):
+            monkeypatch.chdir(here)
+            with pytest.raises(Conflict, match="in use by another process"):
+                load(only(Path()))
+
+
 def test_a_directory_without_conversations_has_none(tmp_path):
     (tmp_path / "2024-photos").mkdir()
     assert find_conversations(tmp_path) == []
