@@ -5,6 +5,7 @@ Concurrency: trio; one command, one project after the other.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
@@ -76,18 +77,21 @@ async def _init(store: Store, args: Namespace) -> None:
     if there is not None:
         directory = there.directory
     identity = bindings.read_id(directory)
-    workspace = (
-        await _unbound(store, directory, args.workspace)
-        if identity is None
-        else await _bound(store, Binding(directory, identity), args.workspace)
-    )
+    if identity is None:
+        known = [binding for binding in await bindings.all_remembered(store) if binding.directory == directory]
+        workspace = await _unbound(store, directory, args.workspace, known)
+    else:
+        workspace = await _bound(store, Binding(directory, identity), args.workspace)
     await bind(store, workspace, directory)
     write_line(f"the chats of workspace {workspace.called} are in {directory}/{ROOT}/{CHATS}, too: commit them")
 
 
-async def _unbound(store: Store, directory: str, name: str | None) -> Workspace:
-    """The workspace for a directory that has none."""
+async def _unbound(store: Store, directory: str, name: str | None, known: list[Binding]) -> Workspace:
+    """The workspace for a directory that says none; `known` is what the store remembers of it."""
     wanted = name or os.path.basename(directory)
+    if name is None and len(known) == 1:
+        with contextlib.suppress(WorkspaceNotFound):
+            return await store.workspace(known[0].workspace)
     if name is not None:
         try:
             return await store.workspace(name)
@@ -289,5 +293,5 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("not the same yet", name) for name in found["behind"]]
     lines += [("went two ways", name) for name in found["conflicts"]]
     if found["git"]:
-        lines.append(("git", f"{found['git']}: nothing is projected until it is"))
+        lines.append(("git", f"{found['git']}: nothing is projected until then"))
     return lines + [("problem", line) for line in found["problems"]]

@@ -62,8 +62,14 @@ async def imported(store: Store, workspace: Workspace, name: str, places: tuple[
     """The record of the external chat of that name, which is in the store from now on; None where there is none."""
     async with project_of(store, workspace, imports=True) as project:
         there = named(project, name, places)
-        if project is None or there is None:
+        if project is None:
             return None
+        if there is None:
+            # Another process, which was waited for, may have imported it.
+            state = await workspace.load()
+            record = state.chats.get(ChatId(name))
+            found = [state.find_in(place, name) for place in places]
+            return next((each for each in [*found, record] if each is not None and each.place in places), None)
         await project.import_external(there.id)
         return workspace.state.chats[there.id]
 
@@ -85,6 +91,17 @@ async def opened_external(
         yield chats.records[there.id], chats.chat(there.id)
     finally:
         await chats.aclose()
+
+
+async def say_left_out(store: Store, workspace: Workspace) -> None:
+    """Before all of a workspace is exported: chats that are only in its project aren't."""
+    async with project_of(store, workspace) as project:
+        count = 0 if project is None else len(project.externals)
+    if count:
+        complain(
+            f"{count} chat{'s are' if count > 1 else ' is'} only in {workspace.called}'s project, and left out: "
+            "chatfs project sync --import brings them into the store"
+        )
 
 
 # ---- what a command changed
@@ -139,7 +156,7 @@ async def _follow(store: Store, heard: _Heard) -> None:
         known = store.known_workspace(workspace)
         if binding is None or known is None:
             continue
-        from store.projection.project import Busy, open_project  # noqa: PLC0415
+        from store.projection.project import Busy, Unbound, open_project  # noqa: PLC0415
 
         try:
             async with open_project(known, binding) as project:
@@ -147,6 +164,8 @@ async def _follow(store: Store, heard: _Heard) -> None:
                     await _write_out(project, None if workspace in heard.whole else chats)
         except Busy as error:
             complain(f"{error}; a mount then does it by itself, or chatfs project sync")
+        except Unbound as error:
+            complain(f"the change is in the store alone: {error}")
         except (StoreError, OSError) as error:
             complain(f"the project can't follow: {say(error)}; a mount does it later, or chatfs project sync")
 

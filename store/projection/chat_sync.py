@@ -12,7 +12,6 @@ After each step that changed the durable copy both are read again. Concurrency: 
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -20,15 +19,15 @@ import trio
 
 from store import events as ev
 from store.chat import Chat
-from store.errors import BlobNotFound, CorruptBlob, NameTaken, SeqConflict, StoreFailed
+from store.errors import NameTaken, SeqConflict, StoreFailed
 from store.importing import numbered
-from store.metadata import timestamp
-from store.model import ChatId, Digest, Seq, clock_ms
-from store.projection import compare, copies, durable, form, portable, take_in
+from store.model import ChatId, Seq
+from store.projection import attached, compare, conflicts, copies, durable, form, leaving, portable, take_in
 from store.projection.copies import Copy
 from store.projection.durable import Durable
 from store.projection.manifest import Row
-from store.projection.tree import Directory, Stamp
+from store.projection.repository import Busy, Mark, Repository
+from store.projection.tree import Directory, Moved, Stamp
 from store.workspace import Workspace
 from store.workspace_state import ChatRecord, Place
 
@@ -48,29 +47,39 @@ class Report:
 
 
 class ChatSync:
-    """Brings chats of one workspace and the project's copies together. `chats` is `.chatfs/chats`, open."""
+    """Brings chats of one workspace and the project's copies together. `chats` is `.chatfs/chats`, open.
 
-    def __init__(self, workspace: Workspace, chats: Directory, report: Report) -> None:
+    `mark` is git's when the directories' names were read.
+    """
+
+    def __init__(self, workspace: Workspace, chats: Directory, git: Repository, mark: Mark, report: Report) -> None:
         self._workspace = workspace
         self._chats = chats
+        self._git = git
+        self._mark = mark
         self._report = report
+        self._taken: tuple[Durable, list[bytes]] | None = None
+        """What the present chat was before lines were taken into it, and the lines that it has since."""
 
     async def run(self, record: ChatRecord, names: list[str], row: Row | None) -> Row | None:
         """Make them the same; what is to be remembered. `names` are the directories that have the chat's id."""
         chat = self._workspace.chat_by_id(record.id)
         # Its directory may have been renamed: what was written there is known all the same.
         known = row if row is not None and row.directory else None
+        self._taken = None
         with chat.hold():
             if not names:
                 return await self._absent(chat, record, row)
             name, *others = self._primary(names)
             if others:
                 # All that they have comes first, so that a crash in between leaves nothing that looks deleted.
+                for each in (name, *others):  # a log may name what stands in another
+                    await self._keep_bytes(each)
                 whole = [each for each in (name, *others) if await self._absorb(chat, each)]
                 if len(whole) <= len(others):
                     return row
                 for other in others:
-                    await trio.to_thread.run_sync(self._chats.remove_tree, other)
+                    await leaving.leave(chat, self._chats, other, [], self._report.problems.append)
                     self._report.done.append(f"{chat.called} was in two directories: {other} was merged into the other")
             return await self._present(chat, name, known)
 
@@ -84,10 +93,13 @@ class ChatSync:
             return None
         state = await chat.load()
         if row is not None and row.directory and state.projection not in {ev.LOCAL, ev.GONE}:
+            if self._git.moved(self._mark):
+                raise Busy(f"{self._chats.shown}: git is at work: it is tried again")
             await chat.append_events([ev.ChatChanged(projection=ev.GONE)], _ACTOR, tidying=True)
             await chat.sync()
             self._report.done.append(
-                f"{chat.called} was deleted in the project: it stays in the store, and is local now"
+                f"{chat.called} was deleted in the project: it stays in the store, and is local now "
+                f"(chatfs chat project {chat.called} puts it back)"
             )
         if (await chat.load()).projection in {ev.LOCAL, ev.GONE}:
             return await local_row(chat)
@@ -102,7 +114,7 @@ class ChatSync:
             await trio.to_thread.run_sync(chats.remove_tree, temporary)
         with chats.make(temporary) as directory:
             content = copies.Content(chat.id, found.lines, found.text, found.fields)
-            files = await trio.to_thread.run_sync(copies.write_files, directory, content)
+            files = await trio.to_thread.run_sync(copies.write_files, directory, content, {}, b"")
             attachments = await self._write_attachments(chat, directory, found, {}, {})
             _, attached_ns = await trio.to_thread.run_sync(copies.list_attachments, directory)
         chats.rename(temporary, name)
@@ -123,6 +135,12 @@ class ChatSync:
 
         return sorted(names, key=when, reverse=True)
 
+    async def _keep_bytes(self, name: str) -> None:
+        with self._chats.sub(name) as directory:
+            attachments, _ = await trio.to_thread.run_sync(copies.list_attachments, directory)
+            for file in attachments:
+                await take_in.put_file(self._workspace.driver, directory, file)
+
     async def _absorb(self, chat: Chat, name: str) -> bool:
         """Take in all that one of several directories has; whether that could be done."""
         for _ in range(_ATTEMPTS):
@@ -140,8 +158,9 @@ class ChatSync:
                     await take_in.bring_bytes(self._workspace.driver, wanted, directory, self._report.problems.append)
                     if not await self._take(chat, mine, wanted, found.seq):
                         continue
-                await take_in.keep_unknown(chat, directory, copy.others)
-                await self._take_attachments(chat, directory, copy, await durable.read(chat, self._record(chat)), None)
+                await leaving.keep_unknown(chat, directory, copy.others)
+                found = await durable.read(chat, self._record(chat))
+                await attached.take(self._workspace.driver, chat, directory, copy, found, None)
             return True
         raise _busy(chat)
 
@@ -151,30 +170,37 @@ class ChatSync:
         with self._chats.sub(name) as directory:
             await trio.to_thread.run_sync(directory.sweep)
         for _ in range(_ATTEMPTS):
+            mark = await self._git.rest()
             await self._workspace.load()
             found = await durable.read(chat, self._record(chat))
             copy = await self._copy(name, found)
+            if self._git.moved(mark):
+                continue  # what was read may be half of what git is about
             if copy.problem:
                 self._report.problems.append(copy.problem)
                 return row
             found = await self._with_beginning(chat, found, copy, row)
             with self._chats.sub(name) as directory:
-                if await self._take_all(chat, directory, found, copy, row):
-                    continue
-                if self._record(chat).place is Place.TRASH or found.intent == ev.LOCAL:
-                    await take_in.keep_unknown(chat, directory, copy.others)
-                    await trio.to_thread.run_sync(self._chats.remove_tree, name)
-                    self._report.written += 1
-                    return None if self._record(chat).place is Place.TRASH else await local_row(chat)
                 try:
+                    if await self._take_all(chat, directory, found, copy, row):
+                        continue
+                    if self._record(chat).place is Place.TRASH or found.intent == ev.LOCAL:
+                        return await self._leave(chat, copy)
                     written = await self._write(chat, directory, found, copy, row)
-                except (copies.Moved, FileNotFoundError):
+                except (Moved, FileNotFoundError):
                     continue
+            if self._git.moved(mark):
+                return written.unsure(row)
             kept = copies.free_name(self._chats, chat.id, found.fields["name"], name)
             if kept != name:
                 self._chats.rename(name, kept)
             return written.moved(directory=kept)
         raise _busy(chat)
+
+    async def _leave(self, chat: Chat, copy: Copy) -> Row | None:
+        await leaving.leave(chat, self._chats, copy.name, copy.others, self._report.problems.append)
+        self._report.written += 1
+        return None if self._record(chat).place is Place.TRASH else await local_row(chat)
 
     async def _take_all(self, chat: Chat, directory: Directory, found: Durable, copy: Copy, row: Row | None) -> bool:
         """Take in what the copy has; whether the durable copy changed, or may have."""
@@ -185,18 +211,19 @@ class ChatSync:
         if wanted != found.lines:
             await take_in.bring_bytes(self._workspace.driver, wanted, directory, self._report.problems.append)
             if await self._take(chat, found.lines, wanted, found.seq):
+                self._taken = found if self._taken is None else self._taken[0], wanted
                 self._report.taken += 1
                 if trashed:
                     await self._restore(chat)
             return True
         if trashed:
-            return False
+            return await attached.take(self._workspace.driver, chat, directory, copy, found, row)
         if found.intent == ev.GONE:
             # It was deleted there, not here; now it is back.
             await chat.append_events([ev.ChatChanged(projection=ev.PROJECTED)], _ACTOR, tidying=True)
             return True
-        return await self._take_metadata(chat, found, copy, row) or await self._take_attachments(
-            chat, directory, copy, found, row
+        return await self._take_metadata(chat, found, copy, row) or await attached.take(
+            self._workspace.driver, chat, directory, copy, found, row
         )
 
     async def _take(self, chat: Chat, before: list[bytes], wanted: list[bytes], seq: Seq) -> bool:
@@ -216,31 +243,38 @@ class ChatSync:
 
     async def _diverged(self, chat: Chat, directory: Directory, found: Durable, copy: Copy) -> bool:
         """The newer one is the chat; the other becomes a chat of its own before anything else changes."""
+        trashed = self._record(chat).place is Place.TRASH
         theirs = compare.project_wins(found.changed, copy.files[form.HISTORY].mtime_ns)
         if theirs:
-            await self._keep_loser(chat, found.lines, directory)
+            await self._keep_loser(chat, found.lines, directory, found.intent)
             await take_in.bring_bytes(self._workspace.driver, copy.lines, directory, self._report.problems.append)
-            await self._take(chat, found.lines, copy.lines, found.seq)
+            if await self._take(chat, found.lines, copy.lines, found.seq) and trashed:
+                await self._restore(chat)
         else:
-            await self._keep_loser(chat, copy.lines, directory)
-            await trio.to_thread.run_sync(copies.overwrite_history, directory, found.lines)
+            await self._keep_loser(chat, copy.lines, directory, found.intent)
+            write = functools.partial(copies.write_history, directory, found.lines, copy.files[form.HISTORY], copy.text)
+            await trio.to_thread.run_sync(write)
         return True
 
-    async def _keep_loser(self, chat: Chat, lines: list[bytes], directory: Directory) -> None:
-        new = take_in.conflict_id(chat.id, lines)
-        fresh = new not in (await self._workspace.load()).chats
+    async def _keep_loser(self, chat: Chat, lines: list[bytes], directory: Directory, intent: str) -> None:
         await take_in.bring_bytes(self._workspace.driver, lines, directory, self._report.problems.append)
-        name = f"{self._record(chat).name} (conflict {timestamp(clock_ms())[:10]})"
-        made = await take_in.new_chat(self._workspace, new, name, lines)
-        if fresh:
+        made = await conflicts.keep(self._workspace, chat, lines, ev.LOCAL if intent == ev.LOCAL else "")
+        if made is not None:
             self._report.done.append(f"{chat.called} went two ways: the older one is {made.called} now")
 
     async def _take_metadata(self, chat: Chat, found: Durable, copy: Copy, row: Row | None) -> bool:
         if copy.metadata is None:
             return False
-        theirs, ours = dict(copy.metadata.fields), found.fields
-        newer = compare.project_wins(found.metadata_changed, copy.files[form.METADATA].mtime_ns)
-        settled = compare.settle(ours, theirs, None if row is None else row.metadata, newer=newer)
+        theirs, ours, changed_ms = dict(copy.metadata.fields), found.fields, found.metadata_changed
+        own = ours
+        if self._taken is not None and self._taken[1] == found.lines:
+            # What the lines say that were taken in isn't said here: chat.json came with them, and has the last word.
+            # So all who pulled the same two files end with the same.
+            before = self._taken[0]
+            own = ours | {"title": before.fields["title"], "labels": before.fields["labels"]}
+            changed_ms = before.metadata_changed
+        newer = compare.project_wins(changed_ms, copy.files[form.METADATA].mtime_ns)
+        settled = compare.settle(own, theirs, None if row is None else row.metadata, newer=newer)
         if settled == ours:
             return False
         changed = False
@@ -261,35 +295,7 @@ class ChatSync:
     async def _free(self, name: str, chat: ChatId) -> str:
         return await free_name(self._workspace, name, chat)
 
-    # ---- attachments
-
-    async def _take_attachments(
-        self, chat: Chat, directory: Directory, copy: Copy, found: Durable, row: Row | None
-    ) -> bool:
-        """Attach what somebody has put into attachments/, or changed there, without chatfs."""
-        changed = False
-        for name, stamp in copy.attachments.items():
-            if row is not None and name in row.attachments and row.attachments[name][1] == stamp:
-                continue
-            ref = await take_in.put_file(self._workspace.driver, directory, name)
-            present = found.attachments.get(name)
-            if present is not None:
-                if present.ref == ref:
-                    continue
-                unchanged = row is not None and name in row.attachments and row.attachments[name][0] == present.digest
-                newer = stamp.mtime_ns > present.mtime_ns
-                if await self._has(present.digest) and not unchanged and not newer:
-                    continue
-            await chat.put_attachment(name, ref, _ACTOR, mtime_ns=stamp.mtime_ns)
-            changed = True
-        return changed
-
-    async def _has(self, digest: Digest) -> bool:
-        try:
-            await self._workspace.driver.blobs.stat(digest)
-        except BlobNotFound:
-            return False
-        return True
+    # ---- out
 
     async def _write_attachments(
         self,
@@ -299,41 +305,12 @@ class ChatSync:
         there: dict[str, Stamp],
         known: dict[str, tuple[str, Stamp]],
     ) -> dict[str, tuple[str, Stamp]]:
-        """Make attachments/ hold what the chat has: bytes that are there already stay; what they are now."""
-        written: dict[str, tuple[str, Stamp]] = {}
-        blobs = self._workspace.driver.blobs
-        for name, attachment in found.attachments.items():
-            stamp = there.get(name)
-            if stamp is not None and known.get(name) == (attachment.digest, stamp):
-                written[name] = known[name]
-                continue
-            if stamp is not None and (await take_in.put_file(self._workspace.driver, directory, name)).digest == (
-                attachment.digest
-            ):
-                written[name] = attachment.digest, stamp
-                continue
-            try:
-                await blobs.stat(attachment.digest)
-                stream = blobs.get(attachment.digest)
-                write = functools.partial(copies.write_attachment, directory, attachment, _pulled(stream))
-                written[name] = attachment.digest, await trio.to_thread.run_sync(write)
-            except (BlobNotFound, CorruptBlob) as error:
-                self._report.problems.append(str(chat.unreadable(name, error)))
-        for name, (_, stamp) in known.items():
-            if name in there and name not in found.attachments:
-                await trio.to_thread.run_sync(copies.remove_attachment, directory, name, stamp)
-        return written
-
-    # ---- out
+        tell = self._report.problems.append
+        return await attached.write(self._workspace.driver, chat, directory, found, there, known, tell)
 
     async def _write(self, chat: Chat, directory: Directory, found: Durable, copy: Copy, row: Row | None) -> Row:
         content = copies.Content(chat.id, found.lines, found.text, found.fields)
-        reordered = copy.lines[: len(found.lines)] != found.lines[: len(copy.lines)] or not _is_start(copy, found)
-        if reordered:
-            if directory.stamp(form.HISTORY) != copy.files.get(form.HISTORY):
-                raise copies.Moved
-            await trio.to_thread.run_sync(copies.overwrite_history, directory, found.lines)
-        files = await trio.to_thread.run_sync(copies.write_files, directory, content)
+        files = await trio.to_thread.run_sync(copies.write_files, directory, content, copy.files, copy.text)
         known = {} if row is None else row.attachments
         attachments = await self._write_attachments(chat, directory, found, copy.attachments, known)
         _, attached_ns = await trio.to_thread.run_sync(copies.list_attachments, directory)
@@ -366,23 +343,8 @@ class ChatSync:
         return await self._with_beginning(chat, await durable.read(chat, self._record(chat)), copy, row)
 
 
-def _is_start(copy: Copy, found: Durable) -> bool:
-    """Whether the copy's bytes are what the durable one begins with."""
-    return portable.join(found.lines).startswith(copy.text)
-
-
 def _busy(chat: Chat) -> StoreFailed:
     return StoreFailed(f"{chat.called} changes faster than it can be compared with the project: it is tried again")
-
-
-def _pulled(stream: AsyncIterator[bytes]) -> Iterator[bytes]:
-    """A stream's pieces, for a thread."""
-
-    async def piece() -> bytes:
-        return await anext(stream, b"")
-
-    while found := trio.from_thread.run(piece):
-        yield found
 
 
 async def free_name(workspace: Workspace, name: str, chat: ChatId) -> str:

@@ -8,13 +8,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from store import durability
 from store.errors import InvalidName
 from store.model import Attachment, ChatId, attachment_name
 from store.projection import form, portable
-from store.projection.tree import Directory, Stamp, Strange, is_temporary
+from store.projection.tree import READ_MAX, Directory, Moved, Stamp, Strange, is_temporary
+
+_PAGE: Final = 4096
+_EXTENDED_MAX: Final = 1 << 17
+"""Up to which size a file is replaced by a longer one where adding to it might be seen half done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ def read(chats: Directory, name: str, known: Collection[bytes] = (), expected: b
                 continue
             files[file] = stamp
             if file != form.TEXT:
-                found = directory.read(file)
+                found = directory.read(file, form.METADATA_MAX if file == form.METADATA else READ_MAX)
                 if found is not None:
                     texts[file], files[file] = found
         attachments, attached_ns = list_attachments(directory)
@@ -60,7 +64,8 @@ def read(chats: Directory, name: str, known: Collection[bytes] = (), expected: b
             problem = f"{directory.shown}/{form.HISTORY} ends in the middle of a line: complete it, or remove that line"
         metadata = form.parse_chat_json(texts[form.METADATA]) if form.METADATA in texts else None
         if form.METADATA in texts and metadata is None:
-            problem = problem or f"{directory.shown}/{form.METADATA} can't be read: resolve it, or restore it"
+            why = form.why_unreadable(texts[form.METADATA])
+            problem = problem or f"{directory.shown}/{form.METADATA} {why}"
         return Copy(name, text, stream.lines, metadata, files, attachments, attached_ns, others, problem)
 
 
@@ -89,28 +94,43 @@ class Content:
     fields: Mapping[str, Any]
 
 
-def write_files(directory: Directory, content: Content) -> dict[str, Stamp]:
-    """Bring the three files up to date; those that are touch nothing. Raises OSError, Strange."""
+def write_files(directory: Directory, content: Content, there: Mapping[str, Stamp], text: bytes) -> dict[str, Stamp]:
+    """Bring the three files up to date; those that are touch nothing. Raises OSError, Strange, Moved.
+
+    `there` is how they look, `text` what history.jsonl has.
+    """
+    metadata = form.chat_json(content.chat, content.fields)
     return {
-        form.HISTORY: write_history(directory, content.lines),
+        form.HISTORY: write_history(directory, content.lines, there.get(form.HISTORY), text),
         form.TEXT: directory.put(form.TEXT, content.text),
-        form.METADATA: directory.put(form.METADATA, form.chat_json(content.chat, content.fields)),
+        form.METADATA: directory.put(form.METADATA, metadata, there.get(form.METADATA)),
     }
 
 
-def write_history(directory: Directory, lines: Iterable[bytes]) -> Stamp:
-    """history.jsonl: what is there already and right stays, and the rest is added."""
+def write_history(directory: Directory, lines: Iterable[bytes], stamp: Stamp | None, text: bytes) -> Stamp:
+    """history.jsonl, which has that text: what is right of it stays, and the rest is added. Raises Moved."""
     wanted = portable.join(lines)
-    found = directory.read(form.HISTORY) if directory.exists(form.HISTORY) else None
-    if found is not None and wanted.startswith(found[0]):
-        text, stamp = found
-        if text == wanted:
-            return stamp
-        after = directory.append(form.HISTORY, wanted[len(text) :], stamp)
-        if after is None:
-            raise Moved
-        return after
-    return directory.replace(form.HISTORY, [wanted], beside=directory)
+    if stamp is None or not wanted.startswith(text):
+        return directory.replace(form.HISTORY, [wanted], beside=directory, expected=stamp)
+    return append_history(directory, wanted[len(text) :], stamp)
+
+
+def append_history(directory: Directory, added: bytes, stamp: Stamp) -> Stamp:
+    """Whole lines behind history.jsonl, which looks as `stamp` says. Raises Moved."""
+    append = directory.extend if stamp.size <= _EXTENDED_MAX and _may_tear(stamp.size, added) else directory.append
+    after = append(form.HISTORY, added, stamp)
+    if after is None:
+        raise Moved
+    return after
+
+
+def _may_tear(at: int, added: bytes) -> bool:
+    """Whether who reads the file meanwhile, as `git add` may, can find half of a line: a file grows page by page."""
+    for line in added.split(b"\n"):
+        if at // _PAGE != (at + len(line)) // _PAGE:
+            return True
+        at += len(line) + 1
+    return False
 
 
 def write_text(directory: Directory, at: int, text: bytes, stamp: Stamp) -> Stamp:
@@ -123,20 +143,11 @@ def write_text(directory: Directory, at: int, text: bytes, stamp: Stamp) -> Stam
     return after
 
 
-def overwrite_history(directory: Directory, lines: Iterable[bytes]) -> Stamp:
-    """history.jsonl anew, whatever is there; its lines are in the store by now."""
-    return directory.put(form.HISTORY, portable.join(lines))
-
-
-class Moved(Exception):
-    """Somebody changed the file meanwhile."""
-
-
-def write_attachment(directory: Directory, found: Attachment, pieces: Iterator[bytes]) -> Stamp:
-    """One attachment's bytes."""
+def write_attachment(directory: Directory, found: Attachment, pieces: Iterator[bytes], there: Stamp | None) -> Stamp:
+    """One attachment's bytes; its file looks as `there` says. Raises Moved."""
     with directory.make(form.ATTACHMENTS) as attachments:
         executable = found.mode is not None and found.mode & 0o111 != 0
-        return attachments.replace(found.name, pieces, executable=executable, beside=directory)
+        return attachments.replace(found.name, pieces, executable=executable, beside=directory, expected=there)
 
 
 def remove_attachment(directory: Directory, name: str, known: Stamp) -> None:

@@ -6,6 +6,7 @@ sides' lines is JSON still, with keys that stand there twice, of which the last 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from store.model import TS_MAX, ChatId, directory_name, is_title, is_uuid
 
 VERSION: Final = 1
 """Of the projected form."""
+METADATA_MAX: Final = 1 << 20
+"""Up to which size a chat.json is read."""
 HISTORY: Final = "history.jsonl"
 TEXT: Final = "history.md"
 METADATA: Final = "chat.json"
@@ -116,6 +119,16 @@ def parse_chat_json(text: bytes) -> Metadata | None:
     if value.get("place") in _PLACES:
         fields["place"] = value["place"]
     return Metadata(ChatId(value["id"]), fields)
+
+
+def why_unreadable(text: bytes) -> str:
+    """Why `parse_chat_json` makes nothing of it, in words that follow the file's name."""
+    with contextlib.suppress(orjson.JSONDecodeError):
+        value = orjson.loads(text)
+        version = value.get("version") if isinstance(value, dict) else None
+        if type(version) is int and version > VERSION:
+            return f"is of version {version}, this chatfs knows {VERSION}: use a newer chatfs"
+    return "can't be read: resolve the conflict in it, or restore it from version control"
 
 
 def _is_name(name: str) -> bool:

@@ -21,6 +21,7 @@ import orjson
 
 from store import durability
 from store.model import ChatId
+from store.projection import form
 from store.projection.tree import Stamp
 
 NAME: Final = "projection.jsonl"
@@ -87,6 +88,11 @@ class Row:
         """The same but for that."""
         return replace(self, **changes)
 
+    def unsure(self, before: Row | None) -> Row:
+        """The same, where git may have overwritten what was just written: what counts as there is what was before."""
+        lines, metadata = (0, {}) if before is None else (before.lines, before.metadata)
+        return replace(self, lines=lines, metadata=metadata, files=self.files | {form.HISTORY: Stamp(-1, 0, 0)})
+
 
 class Manifest:
     """The rows, by chat. `save` writes what changed."""
@@ -107,7 +113,7 @@ class Manifest:
             return
         try:
             head = orjson.loads(lines[0])
-            if head != {"projection": _VERSION, "directory": self._directory} or lines[-1]:
+            if head != {"projection": _VERSION, "directory": self._directory}:
                 return
             for line in lines[1:-1]:
                 chat, row = orjson.loads(line)
@@ -118,7 +124,8 @@ class Manifest:
         except (ValueError, KeyError, TypeError):
             self.rows.clear()
             return
-        self._lines = len(lines) - 2
+        if not lines[-1]:  # else a crash has cut off the last line: the file is written anew
+            self._lines = len(lines) - 2
 
     def set(self, chat: ChatId, row: Row | None) -> None:
         """Remember a row, or forget it."""

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 import trio
 
+from store import codec
 from store.errors import InvalidName, StoreError
 from store.events import is_labels
 from store.fold import fold
@@ -99,8 +100,7 @@ class _Moving:
 
     async def move(self, names: Sequence[str]) -> list[str]:
         """Returns what was done, in words."""
-        read = functools.partial(_read, self._chats, self._chat)
-        found = [await trio.to_thread.run_sync(read, name) for name in names]
+        found = [await trio.to_thread.run_sync(read, self._chats, self._chat, name) for name in names]
         found.sort(key=lambda one: (one.begun, one.mtime_ns, one.name), reverse=True)
         newest, *others = found
         lines = newest.lines
@@ -151,8 +151,8 @@ def _free(directory: Directory, name: str) -> str:
 # ---- reading
 
 
-def _read(chats: Directory, chat: ChatId, name: str) -> Older:
-    """Raises Unreadable, Strange, OSError."""
+def read(chats: Directory, chat: ChatId, name: str) -> Older:
+    """One such directory. Raises Unreadable, Strange, OSError."""
     with chats.sub(name) as directory:
         log, metadata = directory.read(form.HISTORY), directory.read(form.METADATA)
         attachments, _ = copies.list_attachments(directory)
@@ -184,7 +184,9 @@ def _lines(chat: ChatId, text: bytes) -> list[bytes]:
             new = accept(line, _ACTOR, identity, number=number)
         except StoreError as error:
             raise Unreadable(f"{form.HISTORY}: {error}") from error
-        ts, actor = (form.created_ms(chat), _ACTOR) if new.origin is None else (new.origin.ts, new.origin.actor)
+        stored = codec.parse(line.strip())
+        origin = new.origin if stored is None or stored.origin is None else stored.origin
+        ts, actor = (form.created_ms(chat), _ACTOR) if origin is None else (origin.ts, origin.actor)
         entries.append(Entry(Seq(number), Millis(ts), actor, new.data, 0))
     return portable.stream(entries)
 

@@ -9,7 +9,7 @@ Concurrency: trio; one task per project.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +18,7 @@ import trio
 from store.driver import Driver
 from store.errors import StoreError
 from store.model import ChatId, Digest
-from store.projection import copies, durable, form, take_in
+from store.projection import copies, durable, form, leaving, take_in
 from store.projection.copies import Copy
 from store.projection.tree import Directory
 from store.workspace import Workspace
@@ -40,13 +40,22 @@ def candidates(name: str, chats: Iterable[ChatId]) -> list[ChatId]:
     return [chat for chat in chats if form.directory(chat, "")[:_CREATED] == name[:_CREATED]]
 
 
-async def keep_bytes(driver: Driver, chats: Directory, names: Iterable[str]) -> list[Orphan]:
-    """Read them, and put their attachments' bytes into the store."""
+async def keep_bytes(
+    driver: Driver, chats: Directory, names: Iterable[str], tell: Callable[[str], None]
+) -> list[Orphan]:
+    """Read them, and put their attachments' bytes into the store. `tell` hears of those that can't be read."""
     found: list[Orphan] = []
     for name in names:
-        copy = await trio.to_thread.run_sync(copies.read, chats, name)
-        with chats.sub(name) as directory:
-            digests = {file: (await take_in.put_file(driver, directory, file)).digest for file in copy.attachments}
+        try:
+            copy = await trio.to_thread.run_sync(copies.read, chats, name)
+            with chats.sub(name) as directory:
+                digests = {file: (await take_in.put_file(driver, directory, file)).digest for file in copy.attachments}
+        except FileNotFoundError:
+            continue  # it was removed meanwhile
+        except (StoreError, OSError) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            tell(f"{chats.shown}/{name} can't be read: {why}")
+            continue
         found.append(Orphan(name, copy, digests))
     return found
 
@@ -64,9 +73,11 @@ async def settle(workspace: Workspace, chats: Directory, orphans: Iterable[Orpha
     """Remove those of which everything is in a chat; what is left, in words."""
     left: list[str] = []
     for orphan in orphans:
+        if chats.stamp_in(orphan.name, form.METADATA) is not None:
+            continue  # it was merged, and a chat has got its name since
         try:
-            there = not chats.is_directory(orphan.name) or await _is_elsewhere(workspace, orphan)
-        except StoreError:
+            there = not chats.is_directory(orphan.name) or await _is_elsewhere(workspace, chats, orphan)
+        except (StoreError, OSError):
             there = False
         if not there:
             left.append(
@@ -78,9 +89,12 @@ async def settle(workspace: Workspace, chats: Directory, orphans: Iterable[Orpha
     return left
 
 
-async def _is_elsewhere(workspace: Workspace, orphan: Orphan) -> bool:
+async def _is_elsewhere(workspace: Workspace, chats: Directory, orphan: Orphan) -> bool:
     if orphan.copy.lines or orphan.copy.problem or orphan.copy.others:
         return False
+    with chats.sub(orphan.name) as directory:
+        if leaving.strays(directory):
+            return False
     named: set[Digest] = set()
     for chat in candidates(orphan.name, workspace.state.chats):
         state = await workspace.chat_by_id(chat).load()

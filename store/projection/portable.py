@@ -9,7 +9,8 @@ log is written with its origin's `actor` and `ts`: so its line is the one that i
 checksum, which are each copy's own: a git merge that takes both sides' lines gives a valid log.
 
 **No line stands there twice.** The second of two entries that would have the same line gets `"repeat":2` before `data`,
-the third 3, and so on. So a line that a merge has brought in twice is known as such, and counts once.
+the third 3, and so on. So a line that a merge has brought in twice is known as such, and counts once. Whoever reads
+them numbers them by their order: a merge may have turned them round, and somebody may have removed the first.
 
 What a log says of its own copy isn't part of it: resets, repairs, compactions, and whether the chat is projected.
 """
@@ -32,6 +33,7 @@ _LINE: Final = re.compile(
     rb'\{"ts":(0|[1-9][0-9]{0,14}),"actor":("(?:[^"\\]|\\.)*")(?:,"repeat":([1-9][0-9]{0,8}))?,"data":(.*)\}',
     re.DOTALL,
 )
+_REPEAT: Final = b',"repeat":'
 _MARKERS: Final = (b"<<<<<<<", b"|||||||", b"=======", b">>>>>>>")
 _OWN_TYPES: Final = {
     COMPACTOR: (COMPACTED,),
@@ -172,12 +174,32 @@ def read(text: bytes, known: Collection[bytes] = ()) -> Read:
         if found is None:
             return Read([], f"can't be read at line {number}: restore it from version control, or remove that line")
         lines[encode(found)] = None
-    if not tail.strip():
-        return Read(list(lines))
-    found = decode(tail)
-    if found is not None:
-        lines[encode(found)] = None
-    return Read(list(lines), unfinished=found is None)
+    unfinished = False
+    if tail.strip():
+        found = decode(tail)
+        unfinished = found is None
+        if found is not None:
+            lines[encode(found)] = None
+    return Read(_numbered(lines), unfinished=unfinished)
+
+
+def _numbered(lines: Collection[bytes]) -> list[bytes]:
+    """Distinct lines, with each `repeat` as its place among its equals is: as `Writer` has them."""
+    if not any(_REPEAT in line for line in lines):
+        return list(lines)
+    numbered: list[bytes] = []
+    counts: dict[bytes, int] = {}
+    for line in lines:
+        found = decode(line) if _REPEAT in line else None
+        if found is not None:
+            line = encode(found._replace(repeat=1))  # noqa: PLW2901 - the first of its kind
+        number = counts[line] = counts.get(line, 0) + 1
+        if number > 1:
+            found = found or decode(line)
+            assert found is not None, "it was read before"
+            line = encode(found._replace(repeat=number))  # noqa: PLW2901
+        numbered.append(line)
+    return numbered
 
 
 def entries_of(lines: Iterable[bytes]) -> Iterator[Entry]:

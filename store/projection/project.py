@@ -15,6 +15,7 @@ one task at a time works on the project's files (`_lock`).
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -27,18 +28,21 @@ from store import events as ev
 from store.chat import Chat
 from store.errors import ChatNotFound, ReadOnly, StoreError
 from store.importing import numbered
-from store.model import ChatId, workspace_space
+from store.model import ChatId, WorkspaceId, workspace_space
 from store.projection import binding as bindings
-from store.projection import external, form, older, orphans, repository, resting, tail, take_in
+from store.projection import external, form, leaving, older, older_store, orphans, resting, tail, take_in
 from store.projection.binding import CHATS, ROOT, Binding
 from store.projection.chat_sync import ChatSync, Report, free_name
 from store.projection.external import External
 from store.projection.manifest import NAME, Lock, Manifest, is_locked
+from store.projection.repository import Busy, Repository
 from store.projection.tree import Directory
 from store.workspace import Workspace
 from store.workspace_state import ChatRecord, Place
 
-__all__ = ["External", "Presence", "Project", "Report", "open_project"]
+__all__ = ["Busy", "External", "Presence", "Project", "Report", "open_project"]
+
+log = logging.getLogger("chatfs")
 
 _SLICE: Final = 200
 _TURN: Final = 5.0
@@ -53,10 +57,6 @@ Presence = str
 
 class Unbound(StoreError):
     """The project's directory isn't there, or isn't the workspace's any more: nothing is concluded from that."""
-
-
-class Busy(StoreError):
-    """Git is in the middle of something: nothing is touched meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Project:
         """As of the last look."""
         self.on_settled: Callable[[], None] | None = None
         """Called when the project was looked at or written to, whatever that found or did."""
-        self.git = repository.git_directory(binding.directory)
+        self.git = Repository(binding.directory)
         self._manifest = manifest
         self._lock = trio.Lock()
         self._seen: dict[ChatId, list[str]] = {}
@@ -103,17 +103,24 @@ class Project:
     def _chats(self) -> Iterator[Directory]:
         """`.chatfs/chats`, made where it isn't there. Raises Unbound."""
         try:
-            if bindings.read_id(self.binding.directory) != self.workspace.id:
-                there = os.path.isdir(self.binding.directory)
-                why = f"/{ROOT}/id isn't the workspace's any more" if there else " isn't there"
-                raise Unbound(f"{self.binding.directory}{why}: nothing is projected there")
+            there = bindings.read_id(self.binding.directory)
+            if there != self.workspace.id:
+                raise self._unbound(there)
             with Directory.at(self.binding.directory) as top, top.sub(ROOT) as root:
                 if self.active and not root.is_directory(CHATS):
                     root.make(CHATS).close()
                 with root.sub(CHATS) as chats:
                     yield chats
         except FileNotFoundError as error:
-            raise Unbound(f"{self.binding.directory} isn't there: nothing is projected there") from error
+            raise self._unbound(None) from error
+
+    def _unbound(self, there: WorkspaceId | None) -> Unbound:
+        place = self.binding.directory
+        if not os.path.isdir(place):
+            return Unbound(f"{place} isn't there: if it was moved, run chatfs project init where it is now")
+        if there is None:
+            return Unbound(f"{place}/{ROOT}/id is missing: restore it, or run chatfs project init {place}")
+        return Unbound(f"{place} belongs to another workspace now ({ROOT}/id): nothing is projected there")
 
     @contextmanager
     def _root(self) -> Iterator[Directory]:
@@ -131,25 +138,34 @@ class Project:
             if chat is None and older.chat_of(name) is not None:
                 found.older.append(name)
                 continue
-            if chat is not None and row is not None and chats.stamp_in(name, form.METADATA) == row.files[form.METADATA]:
+            if chat is None or row is None or chats.stamp_in(name, form.METADATA) != row.files[form.METADATA]:
+                try:
+                    chat = self._look_into(chats, name, chat, found)
+                except FileNotFoundError:
+                    continue
+                except (StoreError, OSError) as error:
+                    # Of one that is known it is told by whoever looks closer: it isn't gone.
+                    if chat is None:
+                        found.problems.append(f"{chats.shown}/{name} can't be read: {_why(error)}")
+            if chat is not None:
                 found.names.setdefault(chat, []).append(name)
-                continue
-            with contextlib.suppress(FileNotFoundError), chats.sub(name) as directory:
-                stamp = directory.stamp(form.METADATA)
-                text = directory.read(form.METADATA) if stamp is not None else None
-                metadata = None if text is None else form.parse_chat_json(text[0])
-                if metadata is not None:
-                    chat = metadata.id
-                    found.metadata[chat] = metadata
-                if chat is None and text is None:
-                    found.orphans.append(name)
-                elif chat is None:
-                    found.problems.append(
-                        f"{directory.shown}/{form.METADATA} can't be read: restore it from version control"
-                    )
-                else:
-                    found.names.setdefault(chat, []).append(name)
         return found
+
+    def _look_into(self, chats: Directory, name: str, chat: ChatId | None, found: Seen) -> ChatId | None:
+        """Whose a directory is; `chat` is what the manifest says. Raises FileNotFoundError, Strange, OSError."""
+        with chats.sub(name) as directory:
+            stamp = directory.stamp(form.METADATA)
+            text = directory.read(form.METADATA, form.METADATA_MAX) if stamp is not None else None
+            metadata = None if text is None else form.parse_chat_json(text[0])
+            if metadata is not None:
+                found.metadata[metadata.id] = metadata
+                return metadata.id
+            if chat is None and text is None:
+                found.orphans.append(name)
+            elif chat is None:
+                assert text is not None, "else it is an orphan"
+                found.problems.append(f"{directory.shown}/{form.METADATA} {form.why_unreadable(text[0])}")
+            return chat
 
     async def look(self) -> None:
         """See which chats are there: brings `externals` up to date. Writes nothing. Raises Unbound."""
@@ -214,13 +230,13 @@ class Project:
         report = Report()
         self._require_active()
         async with self._lock:
-            await self._require_rest()
+            mark = await self.git.rest()
             await self.workspace.load()
             with self._chats() as chats:
                 seen = await self._start(chats, report)
                 wanted = None if only is None else set(only)
-                sync = ChatSync(self.workspace, chats, report)
-                nobodys = await orphans.keep_bytes(self.workspace.driver, chats, seen.orphans)
+                sync = ChatSync(self.workspace, chats, self.git, mark, report)
+                nobodys = await orphans.keep_bytes(self.workspace.driver, chats, seen.orphans, report.problems.append)
                 for orphan in nobodys:
                     chat = await orphans.owner(self.workspace, orphan) if orphan.copy.lines else None
                     if chat is not None:
@@ -263,9 +279,11 @@ class Project:
         """The first start for this project: what is only there is imported, once."""
         driver = self.workspace.driver
         if not await bindings.has_begun(driver, self.binding):
+            directory = driver.local_dir(workspace_space(self.workspace.id))
+            report.done += await older_store.move_chats(self.workspace, directory)
             for there in list(self.externals.values()):
                 try:
-                    made = await self._import(chats, there)
+                    made = await self._import(chats, there, report.problems.append)
                 except (StoreError, OSError) as error:
                     report.problems.append(f"{chats.shown}/{there.directory} isn't imported: {_why(error)}")
                 else:
@@ -277,14 +295,11 @@ class Project:
         if not self.active:
             raise ReadOnly("another process projects this workspace: it does it by itself")
 
-    async def _require_rest(self) -> None:
-        busy = await trio.to_thread.run_sync(repository.under_way, self.git)
-        if busy:
-            raise Busy(f"{self.binding.directory}: {busy}: nothing is projected until it is")
-
     async def _one(self, sync: ChatSync, record: ChatRecord, names: list[str], report: Report) -> None:
         try:
             row = await sync.run(record, list(names), self._manifest.rows.get(record.id))
+        except Busy:
+            raise
         except (StoreError, OSError) as error:
             report.problems.append(f"{self.workspace.called}/{record.name} isn't projected: {_why(error)}")
             return
@@ -299,10 +314,10 @@ class Project:
         report = Report()
         self._require_active()
         async with self._lock:
-            await self._require_rest()
+            mark = await self.git.rest()
             await self.workspace.load()
             with self._chats() as chats:
-                sync = ChatSync(self.workspace, chats, report)
+                sync = ChatSync(self.workspace, chats, self.git, mark, report)
                 for chat in moved:
                     record = self.workspace.state.chats.get(chat)
                     if record is None:
@@ -331,7 +346,7 @@ class Project:
         chat = self.workspace.chat_by_id(record.id)
         try:
             with chat.hold():
-                after = await tail.follow(chat, chats, record, row, grown)
+                after = await tail.follow(chat, chats, record, row, grown, self.git)
         except (OSError, StoreError):
             return False  # the long way says what it is
         if after is None:
@@ -353,19 +368,18 @@ class Project:
             if there is None:
                 raise ChatNotFound(f"the project has no chat {chat}")
             with Directory.at(self.root) as chats:
-                await self._import(chats, there)
+                await self._import(chats, there, log.warning)
         await self._follow_soon(chat)
         return self.workspace.chat_by_id(chat)
 
-    async def _import(self, chats: Directory, there: External) -> Chat:
+    async def _import(self, chats: Directory, there: External, tell: Callable[[str], None]) -> Chat:
         read = await external.read(self.root, there)
         with chats.sub(there.directory) as directory:
-            problems: list[str] = []
-            await take_in.bring_bytes(self.workspace.driver, read.lines, directory, problems.append)
+            await take_in.bring_bytes(self.workspace.driver, read.lines, directory, tell)
             name = await free_name(self.workspace, str(there.fields.get("name", there.name)), there.id)
             made = await take_in.new_chat(self.workspace, there.id, name, read.lines, place=there.place)
             await take_in.say(made, there.fields)
-            await take_in.keep_unknown(made, directory, read.copy.others)
+            await leaving.keep_unknown(made, directory, read.copy.others)
         self.externals.pop(there.id, None)
         return made
 
@@ -381,10 +395,11 @@ class Project:
         if there is None or chat in (await self.workspace.load()).chats:
             raise ChatNotFound(f"the project has no chat {chat} that isn't imported")
         async with self._lock:
-            await self._require_rest()
+            await self.git.rest()
             with self._chats() as chats:
-                await trio.to_thread.run_sync(chats.remove_tree, there.directory)
-        del self.externals[chat]
+                for name in self._seen.get(chat, [there.directory]):
+                    await trio.to_thread.run_sync(chats.remove_tree, name)
+        self.externals.pop(chat, None)
 
     async def set_local(self, chat: Chat, actor: str, *, local: bool) -> None:
         """Whether the chat stays out of the project. The event first; the copy follows."""

@@ -19,7 +19,6 @@ from store.document import Effect
 from store.errors import StoreError
 from store.folded import Change
 from store.model import ChatId, SpaceId, workspace_space
-from store.projection import repository
 from store.projection.chat_sync import Report
 from store.projection.project import Busy, Project, open_project
 
@@ -145,7 +144,7 @@ class Projector:
 
     async def look(self) -> Report | None:
         """See whether git has moved the files, then flush. At the start all is compared."""
-        mark = await trio.to_thread.run_sync(repository.mark, self.project.git)
+        mark = self.project.git.mark()
         if mark != self._mark:
             self._mark = mark
             self._all = True

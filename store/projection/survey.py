@@ -6,15 +6,14 @@ Concurrency: trio; files are read in a thread.
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import trio
 
 from store.errors import StoreError
 from store.model import workspace_space
-from store.projection import copies, repository
+from store.projection import conflicts, copies
 from store.projection.manifest import owner
 from store.projection.older import chat_of
 from store.projection.tree import Directory
@@ -22,8 +21,6 @@ from store.workspace_state import Place
 
 if TYPE_CHECKING:
     from store.projection.project import Project
-
-_CONFLICT: Final = re.compile(r" \(conflict [0-9]{4}-[0-9]{2}-[0-9]{2}\)( \([0-9]+\))?\Z")
 
 
 @dataclass
@@ -51,9 +48,9 @@ async def survey(project: Project) -> Survey:
     state = await workspace.load()
     local_dir = workspace.driver.local_dir(workspace_space(workspace.id))
     found.kept_up_by = await trio.to_thread.run_sync(owner, local_dir)
-    found.busy = repository.under_way(project.git)
+    found.busy = project.git.under_way()
     living = [record for record in state.chats.values() if record.place is not Place.TRASH]
-    found.conflicts = sorted(record.name for record in living if _CONFLICT.search(record.name))
+    found.conflicts = sorted(record.name for record in living if conflicts.is_conflict(record.name))
     try:
         seen = await project.compare()
     except (StoreError, OSError) as error:

@@ -6,15 +6,12 @@ Concurrency: trio; decisions are appended with `expected_seq`, and `SeqConflict`
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
-import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from store import durability
 from store import events as ev
 from store.driver import Driver
 from store.errors import BlobNotFound, NameTaken, SeqConflict
@@ -102,24 +99,46 @@ def _batches(lines: Sequence[bytes]) -> list[list[NewEntry]]:
 
 
 async def new_chat(
-    workspace: Workspace, chat: ChatId, name: str, lines: Sequence[bytes], *, place: Place = Place.CHATS
+    workspace: Workspace,
+    chat: ChatId,
+    name: str,
+    lines: Sequence[bytes],
+    *,
+    place: Place = Place.CHATS,
+    intent: str = "",
 ) -> Chat:
     """A chat with that id that says `lines`, unless there is one. Where its name is taken, ` (2)` follows it.
 
-    A crash in between leaves a chat that has fewer lines, which the next start compares as any other.
+    It says them before it is listed: so nobody writes to a part of it, and a crash leaves nothing to be seen. The next
+    one who does this goes on with that.
     """
+
+    async def fill(made: Chat) -> None:
+        with made.hold():
+            while True:
+                seq = (await made.head()).seq
+                there = portable.stream([entry async for entry in made.log()])
+                if lines and there == list(lines):
+                    break
+                with contextlib.suppress(SeqConflict):  # another process does just this
+                    if intent and seq == 0:  # before anything that isn't for everybody is in it
+                        said = NewEntry(ev.ChatChanged(projection=intent).encode(), _ACTOR)
+                        seq = await made.append([said], expected_seq=seq)
+                    await take_lines(made, there, lines, seq)
+                    break
+                await trio.lowlevel.checkpoint()
+            await made.sync_own()
+
     for number in itertools.count(1):
         state = await workspace.load()
         if chat in state.chats:
             break
         with contextlib.suppress(NameTaken):
             wanted = name if number == 1 else numbered(name, f" ({number})")
-            await workspace.create_chat(wanted, _ACTOR, chat=chat, place=place)
+            await workspace.create_chat(wanted, _ACTOR, chat=chat, place=place, fill=fill)
     made = workspace.chat_by_id(chat)
-    head = await made.head()
-    if head.seq == 0:
-        with contextlib.suppress(SeqConflict):  # another process does just this
-            await take_lines(made, [], lines, Seq(0))
+    if (await made.head()).seq == 0:
+        await fill(made)
     await made.sync()
     return made
 
@@ -128,35 +147,3 @@ async def say(chat: Chat, fields: Mapping[str, Any]) -> None:
     """Give a chat that was taken in just now the title and the labels of its chat.json, where its log says others."""
     await chat.change(_ACTOR, title=fields.get("title"), labels=fields.get("labels"))
     await chat.sync()
-
-
-def conflict_id(chat: ChatId, lines: Sequence[bytes]) -> ChatId:
-    """The id of the chat that a losing stream becomes: the same for everybody who decides the same."""
-    digest = hashlib.sha256(chat.encode() + b"\n" + portable.join(lines)).hexdigest()
-    return ChatId(f"{chat[:14]}8{digest[:3]}-8{digest[3:6]}-{digest[6:18]}")
-
-
-async def keep_unknown(chat: Chat, directory: Directory, names: Sequence[str]) -> None:
-    """Files that aren't chatfs's, as scratch files of the chat; what is there already stays."""
-    scratch = os.path.join(chat.directory, "scratch")
-
-    def copy(name: str) -> None:
-        if directory.stamp(name) is None:
-            return
-        os.makedirs(scratch, mode=0o700, exist_ok=True)
-        target = os.path.join(scratch, name)
-        if os.path.lexists(target):
-            return
-        beside = os.path.join(scratch, f".{name[:100]}.projection.tmp")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
-        fd = durability.create("projection.scratch", beside)
-        try:
-            for piece in directory.pieces(name):
-                durability.write_all("projection.scratch", fd, piece)
-            durability.system.rename("projection.scratch", beside, target)
-        finally:
-            os.close(fd)
-
-    for name in names:
-        await trio.to_thread.run_sync(copy, name)

@@ -18,6 +18,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterable, Iterator
+from types import EllipsisType
 from typing import Final, NamedTuple, Self
 
 from store import durability
@@ -30,6 +31,10 @@ _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 class Strange(StoreError):
     """Something else stands where a file or a directory of chatfs should be."""
+
+
+class Moved(Exception):
+    """Somebody changed the file meanwhile."""
 
 
 class Stamp(NamedTuple):
@@ -137,7 +142,7 @@ class Directory:
         return stamp_of(found) if stat.S_ISREG(found.st_mode) else None
 
     def stamp_in(self, directory: str, name: str) -> Stamp | None:
-        """How a file in one of its directories looks: only to be compared, nothing is read through this."""
+        """How anything in one of its directories looks: only to be compared, nothing is read through this."""
         try:
             found = os.stat(f"{directory}/{name}", dir_fd=self.fd, follow_symlinks=False)
         except OSError:
@@ -169,15 +174,15 @@ class Directory:
             raise self._strange(name, "a file")
         return fd
 
-    def read(self, name: str) -> tuple[bytes, Stamp] | None:
-        """A file's bytes and how it looked before; None where there is none."""
+    def read(self, name: str, most: int = READ_MAX) -> tuple[bytes, Stamp] | None:
+        """A file's bytes, at most so many, and how it looked before; None where there is none."""
         try:
             fd = self.open(name)
         except FileNotFoundError:
             return None
         with open(fd, "rb") as file:
             stamp = stamp_of(os.fstat(fd))
-            return file.read(READ_MAX), stamp
+            return file.read(most), stamp
 
     def pieces(self, name: str) -> Iterator[bytes]:
         """A file's bytes, a MiB at a time."""
@@ -187,8 +192,19 @@ class Directory:
 
     # ---- changing
 
-    def replace(self, name: str, pieces: Iterable[bytes], *, executable: bool = False, beside: Directory) -> Stamp:
-        """Put bytes in place of a file, whole or not at all; `beside` is where they are until then. Durable bytes."""
+    def replace(
+        self,
+        name: str,
+        pieces: Iterable[bytes],
+        *,
+        executable: bool = False,
+        beside: Directory,
+        expected: Stamp | EllipsisType | None = ...,
+    ) -> Stamp:
+        """Put bytes in place of a file, whole or not at all; `beside` is where they are until then. Durable bytes.
+
+        `expected` is how the file that is replaced looks (None: there is none). Raises Moved where it looks otherwise.
+        """
         temporary = f".{name[:100]}.{secrets.token_hex(8)}{_SUFFIX}"
         path = beside.path(temporary)
         fd = durability.create("projection.create", path)
@@ -198,6 +214,7 @@ class Directory:
                 durability.write_all("projection.write", fd, piece)
             durability.system.fsync("projection.fsync", fd)
             self._require_file(name)
+            self._require_stamp(name, expected)
             durability.system.rename("projection.rename", path, self.path(name))
             return stamp_of(os.fstat(fd))
         except BaseException:
@@ -211,24 +228,38 @@ class Directory:
             if stat.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode):
                 raise self._strange(name, "a file")
 
-    def put(self, name: str, data: bytes) -> Stamp:
+    def _require_stamp(self, name: str, expected: Stamp | EllipsisType | None) -> None:
+        if expected is not ... and self.stamp(name) != expected:
+            raise Moved
+
+    def put(self, name: str, data: bytes, expected: Stamp | EllipsisType | None = ...) -> Stamp:
         """`replace`, unless the file has just these bytes: then nothing is touched."""
-        found = self.read(name) if self.stamp(name) is not None else None
-        if found is not None and found[0] == data:
-            return found[1]
-        return self.replace(name, [data], beside=self)
+        there = self.stamp(name)
+        if there is not None and there.size == len(data):
+            found = self.read(name)
+            if found is not None and found[0] == data:
+                return found[1]
+        return self.replace(name, [data], beside=self, expected=expected)
 
     def append(self, name: str, data: bytes, expected: Stamp) -> Stamp | None:
-        """Add bytes to a file that looks as expected, in one write; None, where it looks otherwise, before or after."""
+        """Add bytes to a file that looks as expected, in one write; None, where it looks otherwise, before or after.
+
+        A file that has another name, too, is replaced: that may be somebody's copy of it.
+        """
         if self.stamp(name) != expected:
             return None
+        if not data:
+            return expected
         try:
             fd = durability.system.open("projection.append", self.path(name), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
         except FileNotFoundError:
             return None
         try:
-            if stamp_of(os.fstat(fd)) != expected:
+            found = os.fstat(fd)
+            if stamp_of(found) != expected:
                 return None
+            if found.st_nlink > 1:
+                return self.extend(name, data, expected)
             durability.write_all("projection.append", fd, data)
             durability.system.fdatasync("projection.fsync", fd)
             after = stamp_of(os.fstat(fd))
@@ -236,6 +267,16 @@ class Directory:
             return after if after.size == expected.size + len(data) and self.stamp(name) == after else None
         finally:
             os.close(fd)
+
+    def extend(self, name: str, data: bytes, expected: Stamp) -> Stamp | None:
+        """As `append`, by a file with all of it in the place of the old one: nobody ever sees half of what is added."""
+        found = self.read(name)
+        if found is None or found[1] != expected:
+            return None
+        try:
+            return self.replace(name, [found[0], data], beside=self, expected=expected)
+        except Moved:
+            return None
 
     def rename(self, name: str, to: str) -> None:
         """Give a directory another name, which nobody has. Raises FileExistsError."""

@@ -228,7 +228,7 @@ def test_status_says_what_is_wrong(ben: Work) -> None:
     assert found["git"] == "a merge isn't committed"
     assert found["problems"] == [f"{path} has a merge conflict at line 2: resolve it (both sides' lines belong there)"]
     assert "problem         " in ben.cli.run("project", "status", ben.directory)
-    assert "a merge isn't committed: nothing is projected until it is" in ben.cli.fails("project", "sync")
+    assert "a merge isn't committed: nothing is projected until then" in ben.cli.fails("project", "sync")
     (ben.directory / ".git" / "MERGE_HEAD").unlink()
     assert "has a merge conflict" in ben.cli.fails("project", "sync", ben.directory)
     shutil.rmtree(ben.directory)
@@ -264,12 +264,29 @@ def test_a_project_that_cant_follow_fails_no_command(ann: Work) -> None:
     ann.directory.rename(moved)
     code, out, err = ann.cli.attempt("append", "demo/trip", given=HELLO)
     assert (code, out) == (0, "2\n")
-    assert err.startswith(f"chatfs: the project can't follow: {ann.directory} isn't there: ")
-    assert err.endswith("; a mount does it later, or chatfs project sync\n")
-    assert err.count("\n") == 1
+    assert err == (
+        f"chatfs: the change is in the store alone: {ann.directory} isn't there: if it was moved, run chatfs project "
+        "init where it is now\n"
+    )
     moved.rename(ann.directory)
     ann.cli.run("project", "sync", ann.directory)
     assert len(ann.lines("trip")) == 2
+
+
+def test_a_project_that_lost_its_id_gets_it_back(ann: Work) -> None:
+    ann.cli.run("append", "demo/trip", "--create", given=HELLO)
+    shutil.rmtree(ann.chats.parent)
+    code, _, err = ann.cli.attempt("project", "sync", ann.directory)
+    assert (code, err) == (
+        1,
+        f"chatfs: {ann.directory}/.chatfs/id is missing: restore it, or run chatfs project init {ann.directory}\n",
+    )
+    code, out, err = ann.cli.attempt("project", "init", ann.directory)
+    assert (code, out.startswith("the chats of workspace demo are in ")) == (0, True)
+    assert err.startswith("chatfs: demo/trip was deleted in the project: ")
+    assert ann.presence() == {"trip": "local"}
+    ann.cli.run("chat", "project", "demo/trip")
+    assert len(ann.lines("trip")) == 1
 
 
 def test_binding(cli: Cli, tmp_path: Path) -> None:

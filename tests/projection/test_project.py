@@ -11,7 +11,8 @@ import pytest
 
 from store import events as ev
 from store.compaction import compact
-from store.errors import ChatNotFound, InvalidInput, StoreError
+from store.drivers.chunks import blob_of
+from store.errors import ChatNotFound, CorruptBlob, InvalidInput, StoreError
 from store.fold import fold
 from store.history import render
 from store.model import uuid7
@@ -58,7 +59,7 @@ async def test_what_did_not_change_is_not_touched(me: Person, tmp_path: Path) ->
     assert (await me.reconcile()).unchanged == 2
     assert snapshot(me.chats.parent) == before
     # Nor where nothing is remembered.
-    manifest = Path(me.workspace.driver.local_dir(me.workspace.space.id)) / "projection.jsonl"  # type: ignore[arg-type]
+    manifest = Path(me.workspace.driver.local_dir(me.workspace.space.id)) / "projection.jsonl"
     assert manifest.exists()
     manifest.unlink()
     me.project._manifest.rows.clear()
@@ -382,7 +383,8 @@ async def test_an_external_chat_is_read_and_imported(me: Person, tmp_path: Path)
         assert (found.id, found.name) == (id_, "theirs (2)")
         read = await externals.read(other.project.root, found)
         assert [message.content.strip() for message in read.state.messages()] == ["one", "two"]
-        assert await externals.read_attachment(other.project.root, found, "x", 1, 3) == b"yte"
+        files = externals.Attachments(other.project.root)
+        assert await files.read(found, "x", blob_of(b"bytes").digest, 1, 3) == b"yte"
         chat = await other.project.import_external(found.id)
         assert await texts(chat) == ["one", "two"]
         assert b"".join([piece async for piece in chat.read_attachment("x")]) == b"bytes"
@@ -394,6 +396,27 @@ async def test_an_external_chat_is_read_and_imported(me: Person, tmp_path: Path)
         assert await other.project.import_external(found.id) is chat
         await other.reconcile()
         assert (await other.reconcile()).unchanged == 2
+
+
+async def test_an_attachment_of_an_external_chat_is_what_its_log_says_or_cannot_be_read(
+    me: Person, tmp_path: Path
+) -> None:
+    id_ = await external(me, tmp_path)
+    async with person(f"file://{tmp_path}/other", me.directory) as other:
+        await other.project.look()
+        found = other.project.externals[id_]  # type: ignore[index]
+        put = Path(other.project.root, found.directory, "attachments/x").write_bytes
+        files = externals.Attachments(other.project.root)
+        large = os.urandom((1 << 20) + 5)
+        for data in (b"", b"bytes", large):
+            put(data)
+            digest = blob_of(data).digest
+            assert await files.read(found, "x", digest, 0, 1 << 21) == data
+            assert await files.read(found, "x", digest, 2, 3) == data[2:5]
+            put(data + b"!")
+            for _ in range(2):
+                with pytest.raises(CorruptBlob, match=r"attachments/x isn't what the chat's log says"):
+                    await files.read(found, "x", digest, 0, 5)
 
 
 async def test_an_external_chat_is_removed_without_importing(me: Person, tmp_path: Path) -> None:

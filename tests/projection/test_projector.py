@@ -114,7 +114,6 @@ async def test_git_is_noticed(tmp_path: Path) -> None:
     async with running(tmp_path) as (workspace, projector):
         directory = tmp_path / "project"
         git(directory, "init", "-q", "-b", "main")
-        projector.project.git = str(directory / ".git")
         chat = await workspace.create_chat("a", ME)
         await say(chat, "one")
         await projector.flush()

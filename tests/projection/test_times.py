@@ -117,6 +117,25 @@ async def test_a_projection_that_is_half_there_is_completed(me: Person, lost: st
     assert await texts(chat) == ["one", "two"]
 
 
+@pytest.mark.parametrize("before", ["one", "other"])
+async def test_who_pulled_the_same_two_files_has_the_same_title(me: Person, before: str) -> None:
+    """A merge may leave a log that says one title, and a chat.json that says another: all end with that.
+
+    Else two people take over each other's title for ever, and commit that.
+    """
+    chat = await me.new("a", "one")
+    await chat.change(ME, title=before)
+    await me.reconcile()
+    where = me.where(chat)
+    with (where / "history.jsonl").open("ab") as file:
+        file.write(b'{"ts":7,"actor":"x","data":{"type":"chat.changed","title":"other"}}\n')
+    path = where / "chat.json"
+    path.write_text(path.read_text().replace('"title": "other"', '"title": "one"'))
+    await me.reconcile()
+    assert (await chat.load()).title == "one"
+    assert (await me.reconcile()).unchanged == 1
+
+
 # ---- projects that can't be written
 
 

@@ -67,10 +67,12 @@ def resolve(who: Person) -> None:
 
 
 async def settle(ann: Person, ben: Person) -> None:
-    """Share until nobody has anything to say."""
-    for _ in range(4):
+    """Share until nobody has anything to say: merges of renames that both made take some rounds."""
+    for number in range(10):
         await share(ann)
         await share(ben)
+        if number > 2 and not any(git(who.directory, "status", "--porcelain") for who in (ann, ben)):
+            break
     await share(ann)
 
 

@@ -67,6 +67,7 @@ def test_reading_is_total(text: bytes) -> None:
     found = portable.read(text)
     assert found.problem == "" or found.lines == []
     assert portable.read(portable.join(found.lines)).lines == found.lines
+    assert portable.stream(portable.entries_of(found.lines)) == found.lines, "what a log says that has taken them in"
 
 
 @pytest.mark.parametrize(
