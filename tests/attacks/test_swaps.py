@@ -47,7 +47,8 @@ def swapped(place: Path, other: Path) -> Iterator[None]:
             process.wait(30)
     if place.is_symlink():
         place.unlink()
-        link.rename(place)
+        with contextlib.suppress(FileNotFoundError):  # a chat's directory may have been given a name of its own
+            link.rename(place)
 
 
 def session(text: str) -> bytes:
