@@ -63,14 +63,21 @@ class Shared:
         return directory
 
 
+@contextlib.contextmanager
+def sharing(root: Path) -> Iterator[Shared]:
+    """Ann's mount and Ben's store, of one project."""
+    bare, project = make_repository(root)
+    workspace = bind(root / "store", project)
+    publish(project)
+    ben = Colleague.clone(bare, root / "ben")
+    with mounting(root) as mounted:
+        yield Shared(mounted, project, workspace, ben)
+
+
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[Shared]:
-    bare, project = make_repository(tmp_path)
-    workspace = bind(tmp_path / "store", project)
-    publish(project)
-    ben = Colleague.clone(bare, tmp_path / "ben")
-    with mounting(tmp_path) as mounted:
-        yield Shared(mounted, project, workspace, ben)
+    with sharing(tmp_path) as found:
+        yield found
 
 
 def test_an_external_chat_is_read_in_the_mount(shared: Shared) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from tests.mount.test_projection_external import Shared
+from tests.mount.test_projection_external import Shared, sharing
 from tests.mount.test_two_mounts_authority import Beside
 from tests.projection.project import ME, Person, git
 from tests.support.mounts import message, mounting
@@ -25,12 +25,8 @@ LINES = 3000
 
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[Shared]:
-    bare, project = make_repository(tmp_path)
-    workspace = bind(tmp_path / "store", project)
-    publish(project)
-    ben = Colleague.clone(bare, tmp_path / "ben")
-    with mounting(tmp_path) as mounted:
-        yield Shared(mounted, project, workspace, ben)
+    with sharing(tmp_path) as found:
+        yield found
 
 
 def test_its_id_leads_to_it_before_and_after_it_is_taken_in(shared: Shared) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import orjson
 import pytest
@@ -179,6 +181,23 @@ async def test_a_holder_that_is_busy_for_long_and_renews_isnt_taken_for_silent(
     assert await holder(first, chat) == first.driver.peers.name
 
 
+@asynccontextmanager
+async def asked_of(first: Store, chat: Chat, twin: Chat, append_under: object) -> AsyncIterator[None]:
+    """While the first, which appends so, is asked for the second append; that is made soon after the block."""
+    appender = type("Hanging", (), {"append_under": staticmethod(append_under), "hold": chat.space.hold})
+    parts(first).held[chat.space.id]._appender = appender  # type: ignore[assignment]
+    done: list[Seq] = []
+
+    async def go() -> None:
+        done.append(await say(twin, "two"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(go)
+        yield
+        nursery.cancel_scope.deadline = trio.current_time() + 5
+    assert done == [2]
+
+
 async def test_a_holder_that_hangs_is_replaced_when_its_lease_has_lapsed(
     first: Store, second: Store, chat: Chat, twin: Chat, clock: FakeClock
 ) -> None:
@@ -190,22 +209,12 @@ async def test_a_holder_that_hangs_is_replaced_when_its_lease_has_lapsed(
         await over.wait()
         raise Unreachable("it never answers")
 
-    appender = type("Hanging", (), {"append_under": staticmethod(hangs), "hold": chat.space.hold})
-    parts(first).held[chat.space.id]._appender = appender  # type: ignore[assignment]
-    done: list[Seq] = []
-
-    async def go() -> None:
-        done.append(await say(twin, "two"))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(go)
+    async with asked_of(first, chat, twin, hangs):
         await hanging.wait()
         # Meanwhile everything can be read.
         assert b"one" in await twin.text()
         assert (await twin.load()).seq == 1
         clock.now += 5000
-        nursery.cancel_scope.deadline = trio.current_time() + 5
-    assert done == [2]
     assert await told(chat) == ["one", "two"]
     assert await holder(first, chat) == second.driver.peers.name
     over.set()
@@ -228,19 +237,9 @@ async def test_a_holder_that_hangs_when_it_has_said_what_it_writes(
         await over.wait()
         raise Unreachable("it never answers")
 
-    appender = type("Hanging", (), {"append_under": staticmethod(hangs), "hold": chat.space.hold})
-    parts(first).held[chat.space.id]._appender = appender  # type: ignore[assignment]
-    done: list[Seq] = []
-
-    async def go() -> None:
-        done.append(await say(twin, "two"))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(go)
+    async with asked_of(first, chat, twin, hangs):
         await hanging.wait()
         clock.now += 5000
-        nursery.cancel_scope.deadline = trio.current_time() + 5
-    assert done == [2]
     assert await told(chat) == ["one", "two"]
     over.set()
 
