@@ -300,21 +300,8 @@ class Authority:
 
         async def still() -> bool:
             nonlocal lapsed
-            lapsed = not await valid()
+            lapsed = not await self._is_valid(grant, silence)
             return not lapsed
-
-        async def valid() -> bool:
-            try:
-                found = await self._all.leases.current(self.space)
-            except StoreError as error:
-                log.debug("%s", error)  # who asks next meets it
-                return False
-            return (
-                found is not None
-                and found.epoch == grant.epoch
-                and found.expires > self.clock()
-                and not silence.lasts(found)
-            )
 
         request = attempt.request(self.space, grant.epoch, durable=self._all.durable)
         try:
@@ -323,6 +310,17 @@ class Authority:
             if lapsed:
                 raise _Lapsed(f"the lease of {self.space} lapsed while its holder was asked") from error
             raise
+
+    async def _is_valid(self, grant: Grant, silence: Silence) -> bool:
+        """Whether another instance's grant hasn't lapsed, as it stands now."""
+        try:
+            found = await self._all.leases.current(self.space)
+        except StoreError as error:
+            log.debug("%s", error)  # who asks next meets it
+            return False
+        if found is None or found.epoch != grant.epoch or found.expires <= self.clock():
+            return False
+        return not silence.lasts(found)
 
     async def serve(self, append: Asked, made: OrderedDict[str, Seq], say: Say) -> Seq:
         """Append for another instance, under the epoch that it has seen; what is in `made` isn't made anew."""

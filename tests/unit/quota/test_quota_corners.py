@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from store.compaction import compact
 from store.errors import QuotaExceeded, StoreFailed
 from store.importers.imported import ImportedAttachment, ImportedChat, ImportedRecord
 from store.importing import store_chat
-from store.library import Store, open_store
 from store.model import NewEntry, clock_ms
 from store.quota import ledger
 from store.quota.ledger import LEDGER, Ledger
@@ -25,19 +23,6 @@ from store.workspace import Workspace
 from tests.support.quotas import ME, holding, on_disk
 
 COMM = Path("/proc/self/comm").read_text().strip()
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(f"file://{tmp_path}/store") as store:
-        yield store
-
-
-@pytest.fixture
-async def workspace(store: Store) -> Workspace:
-    workspace = await store.create_workspace("demo", ME)
-    await (await workspace.create_chat("trip", ME)).append_lines([b'"first"'], ME)
-    return workspace
 
 
 async def leave(workspace: Workspace, size: int) -> int:

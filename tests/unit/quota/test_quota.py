@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,11 @@ from store.chat import Chat
 from store.compaction import compact
 from store.errors import QuotaExceeded
 from store.events import WorkspaceChanged
-from store.library import Store, open_store
+from store.library import open_store
 from store.model import NewEntry
 from store.quota.ledger import LEDGER
 from store.workspace import Workspace
 from tests.support.quotas import ME, holding, last_byte, on_disk
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_store(f"file://{tmp_path}/store") as store:
-        yield store
-
-
-@pytest.fixture
-async def workspace(store: Store) -> Workspace:
-    workspace = await store.create_workspace("demo", ME)
-    await (await workspace.create_chat("trip", ME)).append_lines([b'"first"'], ME)
-    return workspace
 
 
 async def leave(workspace: Workspace, size: int) -> int:
