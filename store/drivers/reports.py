@@ -25,6 +25,7 @@ class Reports:
         self._changed: set[SpaceId] = set()
         self._change = Signal()
         self._watched: dict[SpaceId, list[Callable[[], None]]] = {}
+        self._listed: set[str] = set()
         self._closed = False
 
     def watched(self, space: SpaceId, remove: Callable[[], None]) -> None:
@@ -43,6 +44,17 @@ class Reports:
         """The space changed."""
         self._changed.add(space)
         self._change.notify()
+
+    def watch_names(self, under: str, watch: Callable[[Callable[[int, str], None]], object]) -> None:
+        """Report names that come and go there, as a change of `under`; `watch` begins that, once."""
+
+        def told(_mask: int, name: str) -> None:
+            if not name.startswith("."):
+                self.report(SpaceId(under))
+
+        if under not in self._listed:
+            self._listed.add(under)
+            watch(told)
 
     def changes(self) -> AsyncIterator[set[SpaceId]]:
         """See Driver."""

@@ -61,7 +61,6 @@ class FileDriver:
         self.pace = Pace()
         self._watches = Watches()
         self._reports = Reports()
-        self._listed: set[str] = set()
         self.kv: JsonKv = (ReadOnlyKv if read_only else FileKv)(root, self._watches, self.limiter)
         self._blobs = (ReadOnlyBlobs if read_only else FileBlobs)(root, self._watches, self.limiter)
         self.blobs: BlobStore = self._blobs
@@ -148,14 +147,7 @@ class FileDriver:
             # Where it can't be made, its parent is missing or can't be written: the watch begins when it appears.
             if directory.parent.is_dir() and not directory.is_dir() and not self.read_only:
                 durability.make_dirs("space.make", directory, self.root)
-
-        def told(_mask: int, name: str) -> None:
-            if not name.startswith("."):
-                self._reports.report(SpaceId(under))
-
-        if under not in self._listed:
-            self._listed.add(under)
-            self._watches.add(directory, NAMES, told)
+        self._reports.watch_names(under, lambda told: self._watches.add(directory, NAMES, told))
 
     def changes(self) -> AsyncIterator[set[SpaceId]]:
         """See Driver."""

@@ -72,7 +72,6 @@ class GitDriver:
         self.objects = Objects(git, self.root / repository.ODB)
         self._watches = Watches()
         self._reports = Reports()
-        self._listed: set[str] = set()
         self._counted = False
         self._packed: trio.Event | None = None
         self.kv: JsonKv = (ReadOnlyKv if read_only else FileKv)(self.root, self._watches, self.limiter)
@@ -184,14 +183,7 @@ class GitDriver:
         with durability.failing(f"watching {under}"), contextlib.suppress(FileNotFoundError, PermissionError):
             if not directory.is_dir() and not self.read_only:
                 durability.make_dirs("space.make", directory, self.git)
-
-        def told(_mask: int, name: str) -> None:
-            if not name.startswith("."):
-                self._reports.report(SpaceId(under))
-
-        if under not in self._listed:
-            self._listed.add(under)
-            self._watches.add(directory, NAMES, told)
+        self._reports.watch_names(under, lambda told: self._watches.add(directory, NAMES, told))
 
     def changes(self) -> AsyncIterator[set[SpaceId]]:
         """See Driver."""
