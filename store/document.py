@@ -17,7 +17,7 @@ Knows neither events nor JSON. Changes in place; one task at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Protocol
@@ -40,12 +40,17 @@ class Effect:
 
     def __or__(self, other: Effect) -> Effect:
         """The effect of both, one after the other."""
-        rewritten = self.rewritten or other.rewritten
+        return Effect.joined((self, other))
+
+    @staticmethod
+    def joined(effects: Sequence[Effect]) -> Effect:
+        """The effect of all, one after the other."""
+        rewritten = any(effect.rewritten for effect in effects)
         return Effect(
-            b"" if rewritten else self.appended + other.appended,
+            b"" if rewritten else b"".join([effect.appended for effect in effects]),
             rewritten,
-            self.metadata or other.metadata,
-            self.attachments + other.attachments,
+            any(effect.metadata for effect in effects),
+            tuple([name for effect in effects for name in effect.attachments]),
         )
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import gc
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -41,7 +39,8 @@ def all_of(changes: Sequence[Any]) -> Change | None:
     """All of them as one; None where there are none."""
     if not changes:
         return None
-    return changes[0] if len(changes) == 1 else functools.reduce(operator.or_, changes)  # type: ignore[no-any-return]
+    first: Change = changes[0]
+    return first if len(changes) == 1 else first.joined(changes)
 
 
 async def replay(opened: AppendLog, state: Folded) -> None:

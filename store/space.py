@@ -17,6 +17,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Final
 
 import trio
 
@@ -33,6 +34,9 @@ from store.space_reader import Followed, Reader
 from store.turns import take
 
 logger = logging.getLogger("chatfs")
+
+_COLLECTED: Final = 50_000
+"""Of so many entries at once it is kept what each did; of more, only that they came."""
 
 
 class Space(Appending[S]):
@@ -251,7 +255,7 @@ class Space(Appending[S]):
         if self.damage is not None or state.seq == opened.head.seq:
             return None
         try:
-            if not collect:
+            if not collect or opened.head.seq - state.seq > _COLLECTED:
                 await replay(opened, state)
                 return None
             changes = [state.apply(entry) async for entry in opened.read(state.seq)]

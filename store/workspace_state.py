@@ -7,7 +7,7 @@ taken) only move `seq`: the first one in the log wins.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final
@@ -50,9 +50,13 @@ class Names:
     moved: tuple[tuple[Place, str], ...] = ()
     before: tuple[ChatId | None, ...] = ()
 
-    def __or__(self, other: Names) -> Names:
-        """What one did, then the other."""
-        return Names(self.moved + other.moved, self.before + other.before)
+    @staticmethod
+    def joined(changes: Sequence[Names]) -> Names:
+        """What all did, one after the other."""
+        return Names(
+            tuple([moved for names in changes for moved in names.moved]),
+            tuple([before for names in changes for before in names.before]),
+        )
 
 
 class WorkspaceState:

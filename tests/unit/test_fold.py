@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 from unittest.mock import patch
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from store import events as ev
-from store.fold import ChatState, fold
+from store.fold import ChatState, Effect, fold
 from store.history import render
 from store.markdown import escape, is_plain, trim
 from store.model import Entries, Entry, Millis, Origin, Seq
@@ -48,6 +49,15 @@ def test_size_is_that_of_the_rendered_text_after_every_entry(entries: list[Entry
         assert state.size == len(render(state))
         assert state.message_count == sum(not message.hidden for message in state.messages())
         assert (state.seq, state.ts) == (item.seq, item.ts)
+
+
+@given(st.lists(st.builds(Effect, st.binary(max_size=3), st.booleans(), st.booleans(), st.tuples(st.text()))))
+def test_the_effect_of_many_is_that_of_one_after_the_other(effects: list[Effect]):
+    found = functools.reduce(Effect.__or__, effects, Effect())
+    assert Effect.joined(effects) == found
+    assert found.rewritten == any(effect.rewritten for effect in effects)
+    assert found.appended == (b"" if found.rewritten else b"".join(effect.appended for effect in effects))
+    assert found.attachments == tuple(name for effect in effects for name in effect.attachments)
 
 
 @examples

@@ -184,3 +184,26 @@ async def test_chats_that_are_opened_fast_dont_pile_up(store: Store) -> None:
         await made.append_lines(ONE_MORE, ME)
         assert sum(chat.space.loaded for chat in store._recent) <= library.CHATS_AT_MOST + 2
     assert (await made.head()).seq == Seq(1)
+
+
+async def test_others_have_their_turns_while_a_large_batch_of_another_process_is_taken_in(url: str, chat: Chat) -> None:
+    seen: set[Seq] = set()
+
+    async def look() -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            assert chat.space.state is not None
+            seen.add(chat.space.state.seq)
+
+    with chat.hold():
+        await chat.load()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look)
+            async with open_store(url) as other:
+                lines = [b'{"role":"user","content":"and number %d"}' % number for number in range(20_000)]
+                await (await twin_of(other)).append_lines(lines, ME)
+            state = await chat.load()
+            nursery.cancel_scope.cancel()
+        assert state.message_count == 20_020
+        # It is taken in by pieces of 256 KiB.
+        assert len(seen) > 10

@@ -215,17 +215,21 @@ class Text:
             rest = pread_all(self.fd, min(piece, size - at), at)
             whole = rest[: rest.rfind(b"\n") + 1]
             mark: Mark | None = None
-            good = True
-            try:
-                for entry, end in codec.decode_lines(whole, after=seq, previous_crc=crc, offset=at):
-                    if more and entry.more != more - 1:
-                        good = False
-                        break
-                    seq, crc, more = entry.seq, entry.crc, entry.more
-                    if not more:
-                        mark = Mark(entry.seq, entry.ts, entry.crc, end)
-            except CorruptLog:
-                good = False
+            entries, damage = codec.decode(whole, after=seq, previous_crc=crc, offset=at)
+            good = damage is None
+            ends = -1
+            for index, (_, _, follow) in enumerate(entries.who):
+                if more and follow != more - 1:
+                    good = False
+                    break
+                more = follow
+                if not more:
+                    ends = index
+            if ends >= 0:
+                end = at + len(whole) - len(whole.split(b"\n", ends + 1)[-1])
+                mark = Mark(entries.first + ends, entries.ts[ends], entries.crc[ends], end)
+            if entries:
+                seq, crc = entries[-1].seq, entries[-1].crc
             if mark is not None or not good or at + len(rest) >= size:
                 return mark, good
             if whole:
