@@ -58,6 +58,7 @@ class LogOwner(Protocol):
     async def head(self) -> Head: ...
     async def read_text(self, offset: int, size: int) -> bytes: ...
     async def append(self, batch: Sequence[NewEntry]) -> Seq: ...
+    def append_now(self, batch: Sequence[NewEntry]) -> bool: ...
     async def sync(self) -> None: ...
     def copied_by(self, process: int, names: Iterable[bytes]) -> None: ...
     async def replaceable(self) -> bool: ...
@@ -112,6 +113,10 @@ class View:
     def alive(self) -> bool:
         """Whether the kernel holds anything of it."""
         return bool(self.nodes)
+
+    def append_now(self, batch: Sequence[NewEntry]) -> bool:
+        """`append`, where nothing has to be waited for; False: nothing was done."""
+        return False
 
     def copied_by(self, process: int, names: Iterable[bytes]) -> None:
         """Only chats can be copied."""
@@ -200,6 +205,9 @@ class ChatView(View):
 
     async def append(self, batch: Sequence[NewEntry]) -> Seq:
         return await self.chat.append(batch)
+
+    def append_now(self, batch: Sequence[NewEntry]) -> bool:
+        return self.chat.append_now(batch)
 
     async def replaceable(self) -> bool:
         head = await self.chat.head()

@@ -114,6 +114,21 @@ class Appending(ABC, Generic[S]):
             raise
         return last
 
+    def append_now(self, batch: Sequence[NewEntry]) -> bool:
+        """`append` of a batch that isn't empty, where nothing has to be waited for; False: nothing was done.
+
+        Takes no turn for others: for who serves them in turns anyway.
+        """
+        try:
+            made = self._append_now(batch)
+        except (CorruptLog, StaleEpoch):
+            return False  # the same again, from `append`
+        if made is None:
+            return False
+        if self._log is not None and self._log.head.seq != made:
+            self._moved(self.id, None)  # others' entries follow: whoever looks takes them in
+        return True
+
     async def append_under(
         self, batch: Sequence[NewEntry], epoch: Epoch, expected_seq: Seq | None, intent: Callable[[Head], None]
     ) -> Seq:

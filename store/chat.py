@@ -175,6 +175,13 @@ class Chat:
             return await quota.append(self.space, values, expected_seq=expected_seq, tidying=tidying)
         return await self.space.append(values, expected_seq=expected_seq)
 
+    def append_now(self, values: Sequence[NewEntry]) -> bool:
+        """`append` of what isn't empty, where nothing has to be waited for; False: nothing was done."""
+        if self.workspace.quota.limited:
+            return False
+        self._touched(self)
+        return self.space.append_now(values)
+
     async def append_lines(self, lines: Sequence[bytes], actor: str) -> Seq:
         """Append JSON lines as one atomic batch; empty ones are skipped.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,8 +32,6 @@ TS_MAX: Final = 253_402_300_799_999
 LINE_MAX: Final = 16 * 1024 * 1024
 """Bytes of one JSON line given to a log, without its newline."""
 
-_SIXTY_TWO: Final = (1 << 62) - 1
-_VARIANT: Final = 1 << 63
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _UUID: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\Z")
 
@@ -42,9 +39,11 @@ PROJECTED_NAMES: Final = frozenset({"history.md", "history.jsonl", "chat.json", 
 """What a chat directory always shows; an attachment can't be called so."""
 
 
-_TENS: Final = struct.Struct("10s" * 64)
-_random: list[bytes] = []
-"""Random bytes for the next ids: a system call for each id would cost more than all else about it."""
+_IDS: Final = 64
+_ID_BYTES: Final = 10
+_VARIANT: Final = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+_random: list[str] = []
+"""What the next ids end with: a system call for each would cost more than all else about it."""
 # A child must not use those that its parent will use.
 os.register_at_fork(after_in_child=_random.clear)
 
@@ -53,14 +52,19 @@ def uuid7(now_ms: int | None = None) -> str:
     """A new UUIDv7 (RFC 9562 §5.7): 48 bits of milliseconds, then 74 random bits."""
     ms = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     try:
-        random = _random.pop()  # which no two threads get the same from
+        end = _random.pop()  # which no two threads get the same from
     except IndexError:
-        random, *more = _TENS.unpack(os.urandom(_TENS.size))
+        end, *more = _ends()
         _random.extend(more)
-    bits = int.from_bytes(random, "big")
-    # Version 7 in front of 12 of the random bits, variant 0b10 in front of the other 62.
-    text = f"{ms & 0xFFFF_FFFF_FFFF:012x}7{bits >> 68:03x}{bits & _SIXTY_TWO | _VARIANT:016x}"
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+    time_ms = "%012x" % (ms & 0xFFFF_FFFF_FFFF)
+    return f"{time_ms[:8]}-{time_ms[8:]}{end}"
+
+
+def _ends() -> list[str]:
+    """Version 7 and 12 random bits, variant 0b10 and 62 more."""
+    random = os.urandom(_IDS * _ID_BYTES).hex()
+    parts = [random[at : at + 2 * _ID_BYTES] for at in range(0, len(random), 2 * _ID_BYTES)]
+    return [f"-7{part[:3]}-{_VARIANT[part[3]]}{part[4:7]}-{part[7:19]}" for part in parts]
 
 
 def is_uuid(text: str) -> bool:

@@ -92,6 +92,13 @@ class LogFile(Node):
         finally:
             self._writing -= 1
 
+    def append_now(self, new: NewEntry) -> bool:
+        """`append` of one entry, where nothing has to be waited for; False: nothing was done."""
+        if not self.owner.append_now((new,)):
+            return False
+        self._own += 1
+        return True
+
     def _grew_elsewhere(self) -> bool | None:
         """Whether there are entries that weren't written to this file; None while some are being written."""
         if self._writing:
@@ -148,6 +155,7 @@ class LogHandle(Handle):
         "additive",
         "expected",
         "file",
+        "plain",
         "read_to",
         "refusal",
         "rejected",
@@ -163,6 +171,8 @@ class LogHandle(Handle):
         self.replacing = replacing
         self.actor = caller.actor
         self.additive = file.mount.options.append_only
+        self.plain = self.appending and not self.additive and not replacing
+        """Whether a line only has to be an entry to be taken."""
         self.expected = 0
         self._pending = b""
         self.rejected: str | None = None
@@ -203,6 +213,9 @@ class LogHandle(Handle):
                 waiting.notify()
 
     async def write(self, offset: int, data: bytes) -> int:
+        return len(data) if self._append_line(data) else await self._write(data, offset)
+
+    async def _write(self, data: bytes, offset: int) -> int:
         if not self.appending and (not self.replacing or offset != self.expected):
             raise refuse(errno.EPERM)
         if self.refusal is not None:
@@ -236,6 +249,27 @@ class LogHandle(Handle):
             self._keep(data[end:])
         self.expected += taken
         return taken
+
+    def _append_line(self, data: bytes) -> bool:
+        """Append what is one whole line, as most writes are, where nothing has to be waited for; False: nothing was
+        done.
+        """
+        if (
+            not self.plain
+            or self._pending
+            or self.refusal is not None
+            or self.rejected is not None
+            or data.find(b"\n") != len(data) - 1
+        ):
+            return False
+        try:
+            new = intake.accept(data, self.actor, uuid7)
+        except (InvalidEvent, LineTooLong):
+            return False
+        if not self.file.append_now(new):
+            return False
+        self.unsynced = True
+        return True
 
     def _refuse_again(self, data: bytes) -> None:
         """Where a large write(2) comes in pieces, the kernel makes a short write of an error in a later one, and only

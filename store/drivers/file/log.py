@@ -113,8 +113,8 @@ class FileLog(LockedLog):
         ):
             return None
         try:
-            stat = os.fstat(text.fd)
-            if stat.st_size != head.size or not stat.st_nlink:
+            # Whether the file was replaced meanwhile, `_put` finds out.
+            if os.lseek(text.fd, 0, os.SEEK_END) != head.size:
                 return None
             self._check_epoch(epoch)
             return self._write(batch, None)

@@ -30,6 +30,8 @@ NAMES: Final = int(flags.CREATE | flags.DELETE | flags.MOVED_FROM | flags.MOVED_
 COALESCE_SECONDS: Final = 0.002
 BURST_SECONDS: Final = 0.016
 """How long events that follow another are gathered: at first, and at most while they keep coming."""
+TURN_SECONDS: Final = 0.003
+"""How long the other tasks' turns may keep a program that is busy from seeing the next event."""
 POLL_SECONDS: Final = 0.05
 
 _REPLACED: Final = int(flags.ATTRIB | flags.DELETE_SELF | flags.MOVE_SELF | flags.IGNORED)
@@ -176,8 +178,9 @@ class Watches:
         while self._inotify is not None:
             await trio.lowlevel.wait_readable(self._inotify.fileno())
             # The first is told at once. A burst becomes few wake-ups; the longer it lasts, the fewer.
-            if trio.current_time() - ended < pause:
-                await trio.sleep(pause)
+            gap = trio.current_time() - ended
+            if gap < pause + TURN_SECONDS:
+                await trio.sleep(max(0, pause - gap))
                 pause = min(pause * 2, BURST_SECONDS)
             else:
                 pause = COALESCE_SECONDS
