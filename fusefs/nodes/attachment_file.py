@@ -102,6 +102,19 @@ class AttachmentFile(InView):
             return found
         return next((other for other in state.attachments.values() if other.id == self.id), None)
 
+    def _known(self) -> Attachment | None:
+        """What the log said of it, under its name, when the kernel was last told; None where that isn't at hand.
+
+        Who opens the file has a look, and what changes later drops the kernel's pages.
+        """
+        state = self.view.chat.space.state
+        found = (
+            None
+            if state is None or self.gone is not None
+            else state.attachments.get(self.name.decode(errors="replace"))
+        )
+        return found if found is not None and found.id == self.id else None
+
     async def lose_name(self) -> Attachment | None:
         """Its name is removed, or means another file now; what it was, None where it was never committed."""
         found = await self.attachment()
@@ -239,7 +252,7 @@ class AttachmentFile(InView):
         """The draft's bytes, or the blob's."""
         if self.staging is not None:
             return self.staging.read(offset, size)
-        found = await self.attachment()
+        found = self._known() or await self.attachment()
         if found is None:
             raise refuse(errno.ESTALE)
         try:
@@ -261,6 +274,8 @@ class AttachmentFile(InView):
             self._charged = 0
             self._changed()
             self._touch()
+        elif self.staging is None:
+            await self.view.chat.load()  # for `_known`
         self.handles += 1
         return AttachmentHandle(self, flags, caller)
 

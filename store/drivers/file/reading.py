@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -31,8 +32,10 @@ from store.model import Digest
 if TYPE_CHECKING:
     from outcome import Outcome
 
-_OPEN: Final = 64
-"""How many files stay open."""
+_OPEN: Final = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+"""How many files stay open: a large attachment is one for each MiB."""
+_MANIFESTS: Final = 64
+"""Of how many blobs it is remembered what they consist of."""
 _FRESH: Final = 8
 """How many long blobs' chunks stay in memory after they were hashed."""
 _AHEAD: Final = 4
@@ -52,13 +55,6 @@ class _Opened(NamedTuple):
     """As `Objects.read` takes it: of these bytes it is known whether they are right."""
 
 
-class _Known(NamedTuple):
-    name: str
-    identity: tuple[int, int, int]
-    """Of the file called `name`, when the manifest was read."""
-    manifest: Manifest
-
-
 class Reading:
     """Ranges of the objects' files."""
 
@@ -76,7 +72,7 @@ class Reading:
         self._hashes_ahead = False
         self._streams: OrderedDict[str, tuple[int, int]] = OrderedDict()
         """By a long blob's first chunk: which chunk comes next, and how many are hashed ahead of it."""
-        self._manifests: OrderedDict[Digest, _Known] = OrderedDict()
+        self._manifests: OrderedDict[Digest, Manifest] = OrderedDict()
         self._can_tell = True
         """Whether the file system says what is in the page cache. tmpfs doesn't: there everything is in memory."""
 
@@ -90,16 +86,17 @@ class Reading:
 
     def manifest(self, digest: Digest) -> Manifest:
         """As `Objects.manifest`; costs one system call where the blob was read lately."""
-        known = self._manifests.get(digest)
-        if known is not None and self._open(known.name).identity == known.identity:
-            return known.manifest
         is_long, name = split_digest(digest)
-        name += MANIFEST_SUFFIX if is_long else SMALL_SUFFIX
-        identity = self._open(name).identity
-        found = self._objects.manifest(digest)
-        self._manifests[digest] = _Known(name, identity, found)
-        if len(self._manifests) > _OPEN:
-            self._manifests.popitem(last=False)
+        self._open(name + (MANIFEST_SUFFIX if is_long else SMALL_SUFFIX))
+        return self.known(digest)
+
+    def known(self, digest: Digest) -> Manifest:
+        """The same, perhaps of a blob that was deleted meanwhile: a digest never means anything else."""
+        found = self._manifests.get(digest)
+        if found is None:
+            found = self._manifests[digest] = self._objects.manifest(digest)
+            if len(self._manifests) > _MANIFESTS:
+                self._manifests.popitem(last=False)
         return found
 
     async def part(self, manifest: Manifest, index: int, begin: int, count: int) -> bytes:
