@@ -2,3 +2,6 @@
 
 Store logic lives in `store`; here is only what the kernel needs.
 """
+
+__version__ = "0.1.0"
+"""Of chatfs; pyproject.toml takes it from here."""

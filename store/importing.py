@@ -30,7 +30,7 @@ from store.errors import NameTaken, SeqConflict
 from store.import_keys import base_keys, key_of
 from store.importers.imported import ImportedAttachment, ImportedChat, ImportedRecord
 from store.importers.payloads import sealed
-from store.model import NAME_MAX, ChatId, Millis, NewEntry, Origin, Seq, WorkspaceId, uuid7
+from store.model import ChatId, Millis, NewEntry, Origin, Seq, WorkspaceId, numbered, uuid7
 from store.quota import line_bytes
 from store.workspace import Workspace
 from store.workspace_state import ChatRecord, Place, WorkspaceState
@@ -63,14 +63,16 @@ async def store_chat(
     actor: str,
     *,
     name: str = "",
+    place: Place = Place.CHATS,
     told: Callable[[int], None] = lambda _records: None,
     into: ChatRecord | None = None,
 ) -> Stored:
     """Store `imported`, or what of it isn't stored yet; durable when it returns.
 
-    A new chat is called `name`, or as the source suggests; with ` (2)` where that is taken. `told` hears how many
-    records have been dealt with. `into` is the chat, if it isn't the source's own. Raises QuotaExceeded, CorruptLog,
-    BackendError, and OSError where the source can't be read.
+    A new chat is called `name`, or as the source suggests; with ` (2)` where that is taken. It comes into `place`.
+    `told` hears how many records have been dealt with. `into` is the chat, if it isn't the source's own.
+
+    Raises QuotaExceeded, CorruptLog, BackendError, and OSError where the source can't be read.
     """
     own = _own_part(workspace.id, source, imported.source_id)
     record = into or _find(await workspace.load(), own)
@@ -78,7 +80,7 @@ async def store_chat(
         first = await trio.to_thread.run_sync(_first_time, imported)
         if first is None:
             return Stored(None)
-        chat = await _create(workspace, _chat_id(first, own), name or imported.suggested_name, actor)
+        chat = await _create(workspace, _chat_id(first, own), name or imported.suggested_name, place, actor)
     elif record.place is Place.TRASH:
         return Stored(record)
     else:
@@ -134,7 +136,7 @@ def _first_time(imported: ImportedChat) -> Millis | None:
     return found
 
 
-async def _create(workspace: Workspace, chat: ChatId, wanted: str, actor: str) -> Chat:
+async def _create(workspace: Workspace, chat: ChatId, wanted: str, place: Place, actor: str) -> Chat:
     for number in count(1):
         name = wanted if number == 1 else numbered(wanted, f" ({number})")
         state = await workspace.load()
@@ -142,15 +144,8 @@ async def _create(workspace: Workspace, chat: ChatId, wanted: str, actor: str) -
             break  # another import of the same source was faster
         if state.find(name) is None:
             with contextlib.suppress(NameTaken):
-                return await workspace.create_chat(name, actor, chat=chat)
+                return await workspace.create_chat(name, actor, chat=chat, place=place)
     return workspace.chat_by_id(chat)
-
-
-def numbered(name: str, suffix: str) -> str:
-    """`name` with `suffix`, shortened so that both can be a name."""
-    while len((name + suffix).encode()) > NAME_MAX:
-        name = name[:-1]
-    return name + suffix
 
 
 # ---- what goes into it

@@ -19,7 +19,6 @@ import os
 from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -42,6 +41,7 @@ from store.model import (
     uuid7,
     workspace_space,
 )
+from store.registry import default_url
 from store.workspace import Hooks, Workspace
 from store.workspace_state import WorkspaceState
 
@@ -59,17 +59,6 @@ TEXT_IN_MEMORY: Final = 96 * 1024 * 1024
 """How many bytes of rendered text the folds of unused chats may stand for."""
 MOVES_BETWEEN_LOOKS: Final = 64
 """After how many moves of logs it is looked whether a snapshot is due."""
-
-
-def default_url() -> str:
-    """`CHATFS_STORE`, or `user_url`."""
-    return os.environ.get("CHATFS_STORE") or user_url()
-
-
-def user_url() -> str:
-    """The store in the user's data directory (XDG Base Directory Specification)."""
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return f"file://{base}/chatfs"
 
 
 def whoami() -> str:

@@ -67,6 +67,12 @@ def _ends() -> list[str]:
     return [f"-7{part[:3]}-{_VARIANT[part[3]]}{part[4:7]}-{part[7:19]}" for part in parts]
 
 
+def created_ms(chat: ChatId) -> Millis:
+    """When a chat was made: its id says so in every copy. 0 where it doesn't."""
+    ms = int(chat[:8] + chat[9:13], 16)
+    return Millis(ms if chat[14] in "78" and ms <= TS_MAX else 0)
+
+
 def is_uuid(text: str) -> bool:
     """Whether `text` is a UUID in canonical lower-case form."""
     return _UUID.match(text) is not None
@@ -103,6 +109,13 @@ def directory_name(name: str) -> str:
     if name.startswith("."):
         raise InvalidName(f"name {name!r} begins with a dot: choose another")
     return _checked(name, "name")
+
+
+def numbered(name: str, suffix: str) -> str:
+    """`name` with `suffix`, shortened so that both can be a name."""
+    while len((name + suffix).encode()) > NAME_MAX:
+        name = name[:-1]
+    return name + suffix
 
 
 def attachment_name(name: str) -> str:

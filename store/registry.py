@@ -18,6 +18,17 @@ from store.model import clock_ms
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 
 
+def default_url() -> str:
+    """`CHATFS_STORE`, or `user_url`."""
+    return os.environ.get("CHATFS_STORE") or user_url()
+
+
+def user_url() -> str:
+    """The store in the user's data directory (XDG Base Directory Specification)."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return f"file://{base}/chatfs"
+
+
 async def open_driver(
     url: str, *, clock: Clock = clock_ms, access: Access = Access.MAKE, progress: Progress | None = None
 ) -> Driver:

@@ -1,9 +1,11 @@
 """A mount as a process of its own: started, waited for until it is usable, its error told.
 
-The child is `chatfs mount --foreground --ready-fd N`; it writes `ready` into that pipe, or its error in one line. Its
-own output goes to the mount's log file.
+The child is `chatfs mount --foreground --ready-fd N`. Until it could open the store (made or migrated, which may take
+long), its stderr is that of whoever started it, for what is said of that. Then its output goes to the mount's log file,
+and it writes `opened SIZE` into the pipe N, where SIZE is how long that file is; at last it writes `ready`. Instead of
+either it may write its error.
 
-Concurrency: blocks, for at most `START_SECONDS`.
+Concurrency: blocks, once the store is open for at most `START_SECONDS`.
 """
 
 from __future__ import annotations
@@ -11,9 +13,11 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +27,7 @@ from fusefs.cli.errors import CommandFailed
 START_SECONDS: Final = 60
 END_SECONDS: Final = 10
 READY: Final = b"ready\n"
+_OPENED: Final = b"opened "
 _PACKAGES: Final = str(Path(__file__).parents[2])
 _SAID_BY_FUSE: Final = b"fusermount3: "
 
@@ -34,36 +39,51 @@ def start(mountpoint: Path, words: list[str], alive: int | None = None) -> None:
     """
     words = words + ["--while-fd", str(alive)] * (alive is not None)
     path = os.pathsep.join(filter(None, [_PACKAGES, os.environ.get("PYTHONPATH")]))
-    log = mount_records.open_log(mountpoint)
     ready, theirs = os.pipe()
     try:
-        try:
-            before = os.fstat(log).st_size
-            process = subprocess.Popen(
-                # -P: nothing that happens to lie in the caller's directory is to be run as a module.
-                [sys.executable, "-P", "-m", "fusefs", *words, "--foreground", "--ready-fd", str(theirs)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={**os.environ, "PYTHONPATH": path},
-                pass_fds=(theirs,) if alive is None else (theirs, alive),
-                start_new_session=True,
-            )
-        finally:
-            os.close(theirs)
-            os.close(log)
-        said = _read(ready)
-    finally:
+        process = subprocess.Popen(
+            # -P: nothing that happens to lie in the caller's directory is to be run as a module.
+            [sys.executable, "-P", "-m", "fusefs", *words, "--foreground", "--ready-fd", str(theirs)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path},
+            pass_fds=(theirs,) if alive is None else (theirs, alive),
+            start_new_session=True,
+        )
+    except BaseException:
         os.close(ready)
+        raise
+    finally:
+        os.close(theirs)
+    with open(ready, "rb", buffering=0) as pipe:
+        try:
+            _wait(process, pipe, mountpoint)
+        except BaseException as error:
+            # An interrupt is the child's, too, which only doesn't hear of it: it clears up what it shows.
+            _end(process, signal.SIGINT if isinstance(error, KeyboardInterrupt) else signal.SIGTERM)
+            raise
+    process.returncode = 0  # it goes on by itself; nothing is left to be waited for
+
+
+def _wait(process: subprocess.Popen[bytes], pipe: FileIO, mountpoint: Path) -> None:
+    """Wait until it is usable. Raises CommandFailed."""
+    begun = pipe.readline()
+    if not begun.startswith(_OPENED):
+        raise CommandFailed(_reason(process, begun + pipe.read()))
+    said = _read(pipe.fileno())
     if said == READY:
-        process.returncode = 0  # it goes on by itself; nothing is left to be waited for
         return
-    _end(process)
     said_in = mount_records.log_path(mountpoint)
     if said is None:
         raise CommandFailed(f"the mount wasn't ready after {START_SECONDS} s: see {said_in}")
-    reason = said.decode(errors="replace").strip() or f"the mount's process ended with status {process.returncode}"
-    raise CommandFailed(f"{reason}{_said_by_fuse(said_in, before)}: see {said_in}")
+    before = int(begun.removeprefix(_OPENED))
+    raise CommandFailed(f"{_reason(process, said)}{_said_by_fuse(said_in, before)}: see {said_in}")
+
+
+def _reason(process: subprocess.Popen[bytes], said: bytes) -> str:
+    """What the child said, or else how it ended."""
+    _end(process, signal.SIGTERM)
+    return said.decode(errors="replace").strip() or f"the mount's process ended with status {process.returncode}"
 
 
 def _read(ready: int) -> bytes | None:
@@ -81,9 +101,9 @@ def _read(ready: int) -> bytes | None:
     return said if said == READY else None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], how: signal.Signals) -> None:
     """It may be on its way out already; it must not stay."""
-    process.terminate()
+    process.send_signal(how)
     try:
         process.wait(END_SECONDS)
     except subprocess.TimeoutExpired:
@@ -99,8 +119,29 @@ def _said_by_fuse(path: Path, before: int) -> str:
     return f" ({lines[-1].removeprefix(_SAID_BY_FUSE).decode(errors='replace')})" if lines else ""
 
 
+# ---- in the child
+
+
+def begin(pipe: int, mountpoint: Path) -> None:
+    """The store is open: be a daemon. Raises OSError where nobody waits for the mount any more."""
+    log = mount_records.open_log(mountpoint)
+    os.chdir("/")  # it must not keep the caller's directory busy
+    size = os.fstat(log).st_size
+    for fd in (1, 2):
+        os.dup2(log, fd)
+    os.close(log)
+    os.write(pipe, b"%b%d\n" % (_OPENED, size))
+
+
+def be_quiet() -> None:
+    """Say nothing more on stderr."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+
+
 def tell(pipe: int | None, message: bytes) -> None:
-    """In the child: say `message` to whoever started it, if they are still there."""
+    """Say `message` to whoever started it, if they are still there."""
     if pipe is not None:
         with contextlib.suppress(BrokenPipeError):
             os.write(pipe, message)

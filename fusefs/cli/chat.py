@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from fusefs.cli.output import Progress, complain, write_fields, write_json, write_line, write_table
-from fusefs.cli.parser import add_command, add_group, add_json
+from fusefs.cli.parser import Run
 from fusefs.cli.projecting import named, opened_external, project_of
 from fusefs.cli.targets import (
     ANYWHERE,
     LIVING,
     actor,
-    chat_path,
     find_chat,
     in_store,
     readable_chat,
-    workspace_name,
 )
 from store import events as ev
 from store.errors import StoreError
@@ -28,78 +26,13 @@ from store.workspace import Workspace
 from store.workspace_state import ChatRecord, Place
 
 if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands, Parser
     from store.projection.project import External, Project
 
 _LIFECYCLE = {Place.CHATS: "active", Place.ARCHIVE: "archived", Place.TRASH: "trashed"}
+_WHICH = {"living": LIVING, "archived": (Place.ARCHIVE,), "trash": (Place.TRASH,), "all": ANYWHERE}
 _LOCAL = {"projected": "N", "local": "Y", "external": "ext"}
 _COLOURS = {"LOCAL": {"Y": 34, "ext": 35}}
 """Blue and magenta."""
-
-
-def add(commands: Commands) -> None:
-    """Declare the commands."""
-    group = add_group(commands, "chat", "make, list, rename, archive and remove chats")
-
-    parser = _on_chat(group, "new", _new, "make an empty chat")
-    parser.add_argument("--local", action="store_true", help="keep it out of the workspace's project")
-    add_json(parser)
-
-    parser = add_command(
-        group,
-        "ls",
-        in_store(_ls, looks=True),
-        "list a workspace's chats",
-        details="Those in the trash only if asked. Where the workspace has a project, LOCAL says N of chats that are "
-        "in the project, Y of those that are in the store alone, and ext of those that are in the project alone.",
-    )
-    parser.add_argument("workspace", metavar="WORKSPACE", type=workspace_name)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--archived", action="store_const", dest="places", const=(Place.ARCHIVE,), help="only archived ones"
-    )
-    which.add_argument(
-        "--trash", action="store_const", dest="places", const=(Place.TRASH,), help="only those in the trash"
-    )
-    which.add_argument("--all", action="store_const", dest="places", const=ANYWHERE, help="all, the trash included")
-    parser.set_defaults(places=LIVING)
-    parser.add_argument("-l", "--long", action="store_true", help="open each: title, messages, last update")
-    add_json(parser)
-
-    parser = _on_chat(group, "show", _show, "show a chat's metadata", looks=True)
-    add_json(parser)
-
-    parser = _on_chat(group, "rename", _rename, "give a chat another name in its workspace")
-    parser.add_argument("name", metavar="NAME")
-
-    _on_chat(group, "archive", _archive, "move a chat to archive/")
-    _on_chat(group, "unarchive", _unarchive, "move a chat from archive/ back to chats/")
-    _on_chat(group, "local", _local, "keep a chat out of the workspace's project")
-    _on_chat(group, "project", _project, "have a chat in the workspace's project, too")
-    _on_chat(
-        group,
-        "rm",
-        _rm,
-        "move a chat to the trash",
-        details="One that is in the project alone has no trash: it is removed from the project.",
-    )
-
-    parser = _on_chat(group, "restore", _restore, "move a chat from the trash back to chats/")
-    parser.add_argument("--name", metavar="NAME", help="under another name than it had")
-
-
-def _on_chat(
-    group: Commands,
-    name: str,
-    run: Callable[[Store, Namespace], Awaitable[None]],
-    summary: str,
-    *,
-    looks: bool = False,
-    details: str = "",
-) -> Parser:
-    parser = add_command(group, name, in_store(run, looks=looks), summary, details=details)
-    parser.add_argument("chat", metavar="WORKSPACE/CHAT", type=chat_path)
-    return parser
 
 
 async def _new(store: Store, args: Namespace) -> None:
@@ -115,10 +48,11 @@ async def _new(store: Store, args: Namespace) -> None:
 
 async def _ls(store: Store, args: Namespace) -> None:
     workspace = await store.workspace(args.workspace)
+    places = _WHICH[args.which]
     async with project_of(store, workspace) as project:
-        shown = [found for place in args.places for found in workspace.state.in_place(place)]
+        shown = [found for place in places for found in workspace.state.in_place(place)]
         if project is not None:
-            shown += [(each.name, _record(each)) for each in project.externals.values() if each.place in args.places]
+            shown += [(each.name, _record(each)) for each in project.externals.values() if each.place in places]
         shown.sort(key=lambda found: found[0])
         if args.long:
             with Progress() as progress:
@@ -251,3 +185,17 @@ async def _restore(store: Store, args: Namespace) -> None:
     workspace, record = await find_chat(store, args.chat, (Place.TRASH,))
     await _move(workspace, record, Place.CHATS, args.name)
     write_line(f"restored chat {args.chat.workspace}/{args.name or record.name}")
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "new": in_store(_new),
+    "ls": in_store(_ls, looks=True),
+    "show": in_store(_show, looks=True),
+    "rename": in_store(_rename),
+    "archive": in_store(_archive),
+    "unarchive": in_store(_unarchive),
+    "local": in_store(_local),
+    "project": in_store(_project),
+    "rm": in_store(_rm),
+    "restore": in_store(_restore),
+}

@@ -4,52 +4,21 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fusefs.cli.output import Progress, complain, size_text, write_json, write_line
-from fusefs.cli.parser import add_command, add_json
-from fusefs.cli.targets import space_path
+from fusefs.cli.parser import Run
 from store import registry
 from store.errors import NotFound, StoreError
-from store.library import default_url
+from store.registry import default_url
 
 if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands
     from store.fsck import Finding, Report
 
 OPERATIONAL: Final = 8
-USAGE: Final = 16
 CANCELLED: Final = 32
-
-
-def add(commands: Commands) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
-        "fsck",
-        _fsck,
-        "check the store",
-        details="Reads everything: logs, attachments, and what was made from them; safe beside running mounts. An "
-        "error is about data that is lost or damaged, a warning about something odd, or that can be made again. Exit "
-        "codes as fsck(8) has them: 0 no errors, 1 all that was wrong is corrected, 4 errors are left, 8 it can't be "
-        "checked, 16 wrong usage, 32 interrupted.",
-    )
-    parser.usage_code = USAGE
-    parser.add_argument(
-        "space", metavar="WORKSPACE[/CHAT]", nargs="?", type=space_path, help="check only that (default: everything)"
-    )
-    parser.add_argument(
-        "--repair",
-        action="store_true",
-        help="repair what can be repaired without losing anything; damaged bytes are kept in the store's quarantine/",
-    )
-    parser.add_argument(
-        "--full",
-        action="store_true",
-        help="also replay every log, and compare snapshots and history.md with the outcome: slower",
-    )
-    add_json(parser)
 
 
 def _fsck(args: Namespace) -> None:
@@ -134,3 +103,8 @@ def _total(report: Report) -> str:
     looked = f"{counted(found['logs'], 'log')} with {counted(found['entries'], 'entry')}"
     looked += f" and {counted(found['blobs'], 'blob')}, {size_text(found['bytes'])}"
     return f"{', '.join(problems)}; checked {looked}"
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "fsck": _fsck,
+}

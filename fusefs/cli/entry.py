@@ -8,34 +8,21 @@ from __future__ import annotations
 
 import gc
 import io
-import logging
 import os
 import sys
-import traceback
 from argparse import Action, Namespace
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from fusefs.cli import (
-    chat,
-    checking,
-    collecting,
-    compacting,
-    importing,
-    log,
-    mounting,
-    moving,
-    project,
-    sandbox,
-    searching,
-    status,
-    workspace,
-)
+from fusefs import __version__
 from fusefs.cli.errors import UsageError
-from fusefs.cli.output import Complaints, complain, escape_lines
+from fusefs.cli.output import complain, escape_lines
 from fusefs.cli.parser import Parser, add_global
-from fusefs.cli.version import version
+from fusefs.cli.words import chat, importing, log, mounting, moving, project, sandbox, searching, storing, workspace
 from store.errors import StoreError
+
+if TYPE_CHECKING:
+    from fusefs.cli.logged import Complaints
 
 INTERRUPTED: Final = 130
 
@@ -43,7 +30,7 @@ INTERRUPTED: Final = 130
 class _Version(Action):
     def __call__(self, parser: object, *_rest: object) -> None:
         assert isinstance(parser, Parser)
-        print(f"chatfs {version()}")
+        print(f"chatfs {__version__}")
         parser.exit()
 
 
@@ -57,36 +44,41 @@ def build() -> Parser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     add_global(parser, top=True)
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
-    topics = (
-        mounting,
-        workspace,
-        project,
-        chat,
-        log,
-        importing,
-        moving,
-        compacting,
-        searching,
-        checking,
-        collecting,
-        sandbox,
-        status,
-    )
-    for topic in topics:
-        topic.add(commands)
+    for add in (
+        mounting.add,
+        workspace.add,
+        project.add,
+        chat.add,
+        log.add,
+        importing.add,
+        moving.add,
+        storing.add_compact,
+        searching.add,
+        storing.add_fsck,
+        storing.add_gc,
+        sandbox.add,
+        storing.add_status,
+    ):
+        add(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
     # A long chat is tens of thousands of objects that stay: looking through them all again and again stops everything.
-    gc.freeze()
     gc.set_threshold(50_000, 20, 100)
     _open_standard_files()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    args = build().parse_args(argv)
+    return _run(build().parse_args(argv))
+
+
+def _run(args: Namespace) -> int:
+    import logging  # noqa: PLC0415 - nothing is logged where only help is printed
+
+    from fusefs.cli.logged import Complaints  # noqa: PLC0415 - as above
+
     complaints = Complaints()
     logging.lastResort = complaints  # a mount logs in its own way
     try:
@@ -117,6 +109,8 @@ def _cause(error: BaseException) -> BaseException:
 
 def _failed(error: BaseException, args: Namespace, complaints: Complaints) -> int:
     if args.debug:
+        import traceback  # noqa: PLC0415 - it isn't wanted otherwise
+
         print(escape_lines("".join(traceback.format_exception(error))), file=sys.stderr, end="")
     match error:
         case BrokenPipeError():

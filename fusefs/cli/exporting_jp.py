@@ -6,10 +6,11 @@ from argparse import ArgumentTypeError, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fusefs.cli.arguments import space_path
 from fusefs.cli.errors import CommandFailed, UsageError
 from fusefs.cli.output import Progress, complain, write_table
 from fusefs.cli.projecting import say_left_out
-from fusefs.cli.targets import actor, find_chat, in_store, space_path
+from fusefs.cli.targets import actor, find_chat, in_store
 from store.errors import StoreError
 from store.library import Store
 from store.workspace import Workspace

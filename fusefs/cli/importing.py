@@ -8,18 +8,18 @@ from __future__ import annotations
 import functools
 import os
 from argparse import Namespace
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
 from fusefs.cli.errors import CommandFailed, UsageError
 from fusefs.cli.moving import import_jsonl
 from fusefs.cli.output import Progress, complain, write_json, write_table
-from fusefs.cli.parser import Parser, add_command, add_global, add_json
-from fusefs.cli.targets import actor, in_store, readable, standard_input, workspace_name
+from fusefs.cli.parser import Run
+from fusefs.cli.targets import actor, in_store, readable, standard_input
 from store.errors import StoreError, WorkspaceNotFound
 from store.importing import Stored, store_chat
 from store.library import Store
@@ -27,62 +27,7 @@ from store.workspace import Workspace
 from store.workspace_state import Place
 
 if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands
-    from store.importers import ImportedChat
-
-
-def add(commands: Commands) -> None:
-    """Declare the commands."""
-    parser = commands.add_parser(
-        "import",
-        help="bring in chats that other programs wrote, or chatfs export",
-        description="Bring in chats that other programs wrote, or, with --jsonl, what chatfs export --jsonl wrote: the "
-        "logs as they are. Of that, what is there already is compared, and only the rest is added.",
-    )
-    add_global(parser)
-    parser.add_argument(
-        "--jsonl", metavar="FILE", type=Path, help="what chatfs export --jsonl wrote; - is standard input"
-    )
-    parser.add_argument(
-        "--workspace",
-        metavar="WORKSPACE",
-        type=workspace_name,
-        help="with --jsonl of one chat: where it comes to (default: the name of the one it was in)",
-    )
-    parser.add_argument("--chat", metavar="NAME", help="with --jsonl of one chat: its name, if it is new")
-    add_json(parser)
-    parser.set_defaults(run=_jsonl)
-    group = parser.add_subparsers(metavar="COMMAND", required=False, parser_class=Parser)
-    again = "Importing again adds only what is new."
-
-    parser = add_command(
-        group, "claude-code", in_store(_claude_code, makes=True), "import sessions of Claude Code", details=again
-    )
-    parser.add_argument(
-        "paths", metavar="PATH", nargs="+", type=Path, help="a session's file, or a directory such as ~/.claude"
-    )
-    _add_target(parser)
-
-    parser = add_command(
-        group, "messages", in_store(_messages, makes=True), "import files of JSON lines, each a message", details=again
-    )
-    parser.add_argument("paths", metavar="FILE", nargs="+", type=Path, help="- is standard input")
-    parser.add_argument("--chat", metavar="NAME", help="the name of the chat that is made, with one FILE")
-    _add_target(parser)
-
-    parser = add_command(
-        group,
-        "jp",
-        in_store(_jp, makes=True),
-        "import conversations of JP",
-        details=f"{again} What JP has rewritten since is followed: events that it took back are removed from sight, "
-        "and stay in the log. Archived conversations become archived chats. Changes made in chatfs stay; chatfs "
-        "export jp writes them back. Symbolic links aren't followed; a conversation that JP is writing is left out.",
-    )
-    parser.add_argument(
-        "paths", metavar="DIR", nargs="+", type=Path, help="a project, its .jp/conversations, or one conversation in it"
-    )
-    _add_target(parser)
+    from store.importers.imported import ImportedChat
 
 
 def _jsonl(args: Namespace) -> None:
@@ -91,13 +36,6 @@ def _jsonl(args: Namespace) -> None:
     if args.jsonl != Path("-"):
         readable(args.jsonl)  # a name that is mistyped makes no store
     in_store(import_jsonl, makes=True)(args)
-
-
-def _add_target(parser: Parser) -> None:
-    parser.add_argument(
-        "--workspace", metavar="WORKSPACE", type=workspace_name, required=True, help="it is made if there is none"
-    )
-    add_json(parser)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,13 +53,13 @@ class _Result:
 
 
 async def _claude_code(store: Store, args: Namespace) -> None:
-    from store.importers import read_claude_code  # noqa: PLC0415 - only imports need it
+    from store.importers.claude_code import read_claude_code  # noqa: PLC0415 - only imports need it
 
     await _import(store, args, "claude-code", read_claude_code)
 
 
 async def _messages(store: Store, args: Namespace) -> None:
-    from store.importers import read_messages  # noqa: PLC0415 - as above
+    from store.importers.messages import read_messages  # noqa: PLC0415 - as above
 
     if args.chat is not None and len(args.paths) > 1:
         raise UsageError("--chat names one chat: give one FILE with it")
@@ -253,3 +191,11 @@ def _row(workspace: Workspace, result: _Result) -> dict[str, Any]:
 def _printable(text: str) -> str:
     """File names may be other than UTF-8."""
     return os.fsencode(text).decode(errors="backslashreplace")
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "import": _jsonl,
+    "claude-code": in_store(_claude_code, makes=True),
+    "messages": in_store(_messages, makes=True),
+    "jp": in_store(_jp, makes=True),
+}

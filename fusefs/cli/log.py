@@ -9,25 +9,22 @@ import os
 import stat
 import sys
 from argparse import Namespace
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, Any, Final
 
 import trio
 
 from fusefs.cli.errors import CommandFailed, UsageError
 from fusefs.cli.output import Progress, RawOutput, size_text, write_json, write_line
-from fusefs.cli.parser import add_command, add_json
+from fusefs.cli.parser import Run
 from fusefs.cli.targets import (
     actor,
-    chat_path,
     find_chat,
     in_store,
-    number,
     readable,
     readable_chat,
-    space_path,
     standard_input,
 )
 from store import codec, history, intake
@@ -38,50 +35,10 @@ from store.library import Store
 from store.model import LINE_MAX, Attachment, Entry, NewEntry, Seq, attachment_name, uuid7
 from store.space import Space
 
-if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands
-
 BATCH_LINES: Final = 10_000
 BATCH_BYTES: Final = 8 * 1024 * 1024
 _LONG: Final = 8 * 1024 * 1024
 """From this size on, an attachment is long work."""
-
-
-def add(commands: Commands) -> None:
-    """Declare the commands."""
-    parser = add_command(
-        commands,
-        "append",
-        in_store(_append),
-        "append JSON lines to a chat and print the last seq",
-        details="One JSON value per line: a message (role, content), a typed event, an entry copied from a log, or any "
-        "other. Up to 10,000 lines or 8 MiB are one batch, which is appended whole or not at all.",
-    )
-    parser.add_argument("chat", metavar="WORKSPACE/CHAT", type=chat_path)
-    parser.add_argument("file", metavar="FILE", nargs="?", default="-", help="- or nothing: standard input")
-    parser.add_argument("--create", action="store_true", help="make the chat if there is none")
-    add_json(parser)
-
-    parser = add_command(
-        commands,
-        "log",
-        in_store(_log, looks=True),
-        "print the entries of a chat's log, or a workspace's",
-        details="As in history.jsonl.",
-    )
-    parser.add_argument("space", metavar="WORKSPACE[/CHAT]", type=space_path)
-    parser.add_argument("--since", type=number, default=0, metavar="N", help="only entries after seq N")
-    parser.add_argument("--limit", type=number, metavar="N", help="at most N entries")
-    parser.add_argument("--reverse", action="store_true", help="newest first")
-    parser.add_argument("-f", "--follow", action="store_true", help="go on with new entries as they come")
-
-    parser = add_command(commands, "cat", in_store(_cat, looks=True), "print a chat's history.md")
-    parser.add_argument("chat", metavar="WORKSPACE/CHAT", type=chat_path)
-
-    parser = add_command(commands, "attach", in_store(_attach), "put files into a chat's attachments")
-    parser.add_argument("chat", metavar="WORKSPACE/CHAT", type=chat_path)
-    parser.add_argument("files", metavar="FILE", nargs="+", type=Path)
-    add_json(parser)
 
 
 # ---- append
@@ -249,3 +206,11 @@ async def _pieces(file: IO[bytes], name: str, size: int, progress: Progress) -> 
         if size >= _LONG:
             progress.say(f"{name}: {size_text(done)} of {size_text(size)}")
         yield piece
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "append": in_store(_append),
+    "log": in_store(_log, looks=True),
+    "cat": in_store(_cat, looks=True),
+    "attach": in_store(_attach),
+}

@@ -15,13 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
+from fusefs.cli.arguments import owner, umask
 from fusefs.cli.errors import UsageError
-from fusefs.cli.mounting import owner, resolved, start, umask
+from fusefs.cli.mounting import resolved, start
 from fusefs.cli.output import complain
-from fusefs.cli.targets import absolute_url
+from fusefs.cli.stores import absolute_url
 from fusefs.options import Durability, MountOptions
 from store.errors import StoreError
-from store.library import default_url
+from store.registry import default_url
 
 USAGE: Final = 1
 FAILED: Final = 32

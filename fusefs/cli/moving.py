@@ -8,30 +8,20 @@ from __future__ import annotations
 import os
 import sys
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 import trio
 
+from fusefs.cli.arguments import space_path
 from fusefs.cli.errors import CommandFailed, UsageError
 from fusefs.cli.output import Progress, complain, escape, size_text, write_json, write_line
-from fusefs.cli.parser import add_command, add_json
+from fusefs.cli.parser import Run
 from fusefs.cli.projecting import say_left_out
-from fusefs.cli.targets import (
-    ANYWHERE,
-    absolute_url,
-    actor,
-    find_chat,
-    in_store,
-    making,
-    migration_bar,
-    readable,
-    say_made,
-    space_path,
-    standard_input,
-)
+from fusefs.cli.stores import absolute_url, making, migration_bar, say_made
+from fusefs.cli.targets import ANYWHERE, actor, find_chat, in_store, readable, standard_input
 from store import durability
 from store.driver import Access, Driver
 from store.errors import CorruptLog, NameTaken, QuotaExceeded, WorkspaceNotFound
@@ -41,47 +31,8 @@ from store.registry import open_driver
 from store.workspace_state import Place
 
 if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands
     from store.moving.report import Moved
     from store.moving.taking import Stream, StreamedChat, Taking
-
-_PARTS = "the logs as they are (entries, times, actors, checksums), attachments"
-
-
-def add(commands: Commands) -> None:
-    """Declare the commands."""
-    parser = add_command(
-        commands,
-        "migrate",
-        _migrate,
-        "copy a store, or a workspace of it, to another store",
-        details=f"{_PARTS[0].upper()}{_PARTS[1:]}, and scratch files (such as history.md.rejected-N) come along; ids "
-        "stay. Not so: what isn't saved yet (drafts; end the mounts of FROM-URL first), where projects are, "
-        "quarantine/, backup/, and what can be made anew. It can be interrupted and run again: what is there already "
-        "is compared, and only the rest is copied. FROM-URL isn't changed.",
-    )
-    parser.add_argument("source", metavar="FROM-URL", help="as --store names one")
-    parser.add_argument("target", metavar="TO-URL", help="likewise; it is made if the directory above is there")
-    parser.add_argument("--workspace", metavar="W", default="", help="only this one: a name or an id")
-    parser.add_argument(
-        "--verify", action="store_true", help="compare what was there already, too, and read every attachment back"
-    )
-    add_json(parser)
-
-    parser = add_command(
-        commands,
-        "export",
-        _export,
-        "write a workspace or a chat as a file that can be imported",
-        details=f"With --jsonl: one stream of JSON lines that chatfs import --jsonl takes back: {_PARTS} (as base64). "
-        "Scratch files and what isn't saved yet stay. chatfs export jp WORKSPACE[/CHAT] DIR writes conversations of "
-        "JP.",
-    )
-    parser.add_argument(
-        "words", metavar="WORKSPACE[/CHAT]", nargs="+", help="what to export (or: jp WORKSPACE[/CHAT] DIR)"
-    )
-    parser.add_argument("--jsonl", action="store_true", help="as JSON lines")
-    parser.add_argument("-o", "--output", metavar="FILE", default="-", help="where to (default: -, standard output)")
 
 
 # ---- migrate
@@ -287,3 +238,9 @@ async def _take_chat(store: Store, args: Namespace, taking: Taking, stream: Stre
         await workspace.move_chat(chat.id, Place.ARCHIVE, chat_name, actor())
     await workspace.space.sync()
     return moved
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "migrate": _migrate,
+    "export": _export,
+}

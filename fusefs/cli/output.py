@@ -8,17 +8,13 @@ Concurrency: writes block; a command has nothing else to do meanwhile.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
 import time
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
 from typing import Any, Final, Self
-
-from store.metadata import pretty
 
 _BUFFER: Final = 256 * 1024
 _REDRAW_SECONDS: Final = 0.1
@@ -55,38 +51,10 @@ def complain(text: str) -> None:
     print(f"chatfs: {escape(text)}", file=sys.stderr)
 
 
-class LogFormatter(logging.Formatter):
-    """For what a mount logs: to its log file, or to a terminal."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See Formatter."""
-        return escape_lines(super().format(record))
-
-
-class Complaints(logging.Handler):
-    """What the store logs while a command runs, each record as one line on stderr."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._errors: set[str] = set()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See Handler."""
-        cause = record.exc_info[1] if record.exc_info else None
-        complain(record.getMessage() + (f": {type(cause).__name__}: {cause}" if cause is not None else ""))
-        if error := getattr(record, "error", ""):
-            self._errors.add(error)
-
-    def has(self, error: BaseException) -> bool:
-        """Whether a record said the same as this error does."""
-        return str(error) in self._errors
-
-
 def write_json(value: Any) -> None:
     """One JSON document on stdout; in its strings, what a terminal would obey is escaped as JSON has it."""
+    from store.metadata import pretty  # noqa: PLC0415 - most of what is written is no JSON
+
     print(_OBEYED_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", pretty(value).decode()), end="")
 
 
@@ -125,6 +93,8 @@ def width(text: str) -> int:
     """How many columns of a terminal it takes (Unicode Standard Annex #11)."""
     if text.isascii():
         return len(text)
+    import unicodedata  # noqa: PLC0415 - a table of 1 MB, which most output doesn't need
+
     return sum(
         0 if unicodedata.category(char) in {"Mn", "Me", "Cf"} else 1 + (unicodedata.east_asian_width(char) in "WF")
         for char in text

@@ -1,11 +1,17 @@
-"""How commands are declared: `--store` and `--debug` before or after the command's name, errors in one line."""
+"""How commands are declared: `--store` and `--debug` before or after the command's name, errors in one line.
+
+Who asks for one command pays for that one: its arguments are declared when its name was read, and what does its work is
+imported when they are right. So `fusefs.cli.words` imports nothing of the store.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 from argparse import SUPPRESS, Namespace
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self
 
 from fusefs.cli.output import escape
 
@@ -15,26 +21,42 @@ if TYPE_CHECKING:
     Commands = _SubParsersAction["Parser"]
 
 Run = Callable[[Namespace], None]
-
+Work = Callable[[], Mapping[str, Run]]
+"""Imports what does the work of some commands, and returns it by their names."""
 
 MARK: Final = "\0"
 """Before a word that argparse would take for an option; no argument of a program can have it."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose error is one line."""
+    """A parser whose error is one line.
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(allow_abbrev=False, **settings)
+    With `declare`, which adds what it takes, it is made when it is needed first: argparse has one of all commands'
+    parsers parse, and asks nothing of the others.
+    """
+
+    def __init__(self, *, declare: Callable[[Parser], None] | None = None, **settings: Any) -> None:
+        self._declare, self._settings = declare, settings
+        if declare is None:
+            super().__init__(allow_abbrev=False, **settings)
         self.usage_code = 2
         """What it exits with where the words are wrong."""
         self.minus_words = False
         """Whether `-word` is a word, unless it is an option. Such words come with a MARK before them."""
 
+    def declared(self) -> Self:
+        """The parser with all that it takes."""
+        declare, self._declare = self._declare, None
+        if declare is not None:
+            super().__init__(allow_abbrev=False, **self._settings)
+            declare(self)
+        return self
+
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Namespace | None = None
     ) -> tuple[Namespace, list[str]]:
         """See argparse."""
+        self.declared()
         if args is not None and self.minus_words:
             args = [MARK + word if self._is_minus_word(word) else word for word in args]
         found, rest = super().parse_known_args(args, namespace)
@@ -67,22 +89,39 @@ def add_global(parser: Parser, *, top: bool = False) -> None:
     )
 
 
-def add_command(commands: Commands, name: str, run: Run, summary: str, *, details: str = "") -> Parser:
-    """Declare a command that `run` does."""
-    text = f"{summary[0].upper()}{summary[1:]}. {details}".strip()
-    parser = commands.add_parser(name, help=summary, description=text)
-    add_global(parser)
-    parser.set_defaults(run=run)
-    return parser
+def add_command(
+    commands: Commands, name: str, work: Work, summary: str, declare: Callable[[Parser], None], *, details: str = ""
+) -> None:
+    """Declare a command: `declare` adds what it takes, `work` has what does it."""
+
+    def begin(parser: Parser) -> None:
+        add_global(parser)
+        parser.set_defaults(run=functools.partial(_run, work, name))
+        declare(parser)
+
+    commands.add_parser(name, help=summary, description=f"{_sentence(summary)} {details}".strip(), declare=begin)
 
 
-def add_group(commands: Commands, name: str, summary: str) -> Commands:
+def _run(work: Work, name: str, args: Namespace) -> None:
+    run = work()[name]
+    gc.freeze()  # what was imported stays: the garbage collector needn't go through it every time
+    run(args)
+
+
+def add_group(commands: Commands, name: str, summary: str, declare: Callable[[Commands], None]) -> None:
     """Declare a command that is a word before others."""
-    parser = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
-    add_global(parser)
-    return parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+
+    def begin(parser: Parser) -> None:
+        add_global(parser)
+        declare(parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser))
+
+    commands.add_parser(name, help=summary, description=_sentence(summary), declare=begin)
+
+
+def _sentence(summary: str) -> str:
+    return f"{summary[0].upper()}{summary[1:]}."
 
 
 def add_json(parser: Parser) -> None:
-    """`--json`."""
+    """`--json`: all that some commands take."""
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import os
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 from fusefs.cli.errors import CommandFailed
 from fusefs.cli.output import complain, write_fields, write_json, write_line
-from fusefs.cli.parser import add_command, add_group, add_json
+from fusefs.cli.parser import Run
 from fusefs.cli.projecting import say
-from fusefs.cli.targets import actor, in_store, workspace_name
+from fusefs.cli.targets import actor, in_store
 from store.errors import InvalidInput, NameTaken, StoreError, WorkspaceNotFound
 from store.library import Store
 from store.model import WorkspaceId, is_uuid
@@ -23,49 +24,8 @@ from store.projection.binding import CHATS, ROOT, Binding
 from store.workspace import Workspace
 
 if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands, Parser
     from store.projection.project import Project
     from store.projection.survey import Survey
-
-
-def add(commands: Commands) -> None:
-    """Declare the commands."""
-    group = add_group(commands, "project", "keep a workspace's chats beside the code, in version control")
-
-    parser = add_command(
-        group,
-        "init",
-        in_store(_init, makes=True),
-        "let a directory have a workspace's chats",
-        details=f"A clone says in {ROOT}/id which workspace that is: one that the store hasn't is made with that id. "
-        "Without one a workspace is made that is called as the directory is, unless --workspace names another.",
-    )
-    parser.add_argument("directory", metavar="DIR", nargs="?", help="default: the project that this directory is in")
-    parser.add_argument("--workspace", metavar="NAME", type=workspace_name, help="the workspace, which may be new")
-
-    parser = add_command(
-        group,
-        "sync",
-        in_store(_sync),
-        "bring the chats and their copies in the project together, as a mount does within a second",
-    )
-    _add_directory(parser)
-    parser.add_argument(
-        "--import", dest="imports", action="store_true", help="import also the chats that are in the project alone"
-    )
-    add_json(parser)
-
-    parser = add_command(
-        group, "status", in_store(_status, looks=True), "show where the chats are, and what is wrong with copies"
-    )
-    _add_directory(parser)
-    add_json(parser)
-
-
-def _add_directory(parser: Parser) -> None:
-    parser.add_argument(
-        "directory", metavar="DIR", nargs="?", help="default: the project that this directory is in, or else all"
-    )
 
 
 # ---- init
@@ -295,3 +255,10 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["git"]:
         lines.append(("git", f"{found['git']}: nothing is projected until then"))
     return lines + [("problem", line) for line in found["problems"]]
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "init": in_store(_init, makes=True),
+    "sync": in_store(_sync),
+    "status": in_store(_status, looks=True),
+}

@@ -181,7 +181,7 @@ async def _write_out(project: Project, chats: set[ChatId] | None) -> None:
         complain(line)
 
 
-def say(error: Exception) -> str:
+def say(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror

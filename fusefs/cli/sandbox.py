@@ -5,18 +5,20 @@ Concurrency: `run` blocks until its command has ended.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from argparse import ArgumentTypeError, Namespace
-from typing import TYPE_CHECKING
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
 
 import trio
 
+from fusefs.cli.arguments import chat_path
 from fusefs.cli.errors import CommandFailed
 from fusefs.cli.output import write_json, write_line, write_table
-from fusefs.cli.parser import add_command, add_group, add_json
-from fusefs.cli.targets import chat_path, find_chat, in_store, store_url
+from fusefs.cli.parser import Run
+from fusefs.cli.stores import store_url
+from fusefs.cli.targets import find_chat, in_store
 from fusefs.sandbox.runtimes import Runtime
 from store import sandboxes
 from store.driver import Access
@@ -26,64 +28,9 @@ from store.metadata import timestamp
 from store.model import clock_ms, is_uuid
 
 if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands
     from store.sandboxes import SandboxSession
 
-_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
 _WAIT_SECONDS = 5.0
-
-
-def _setting(text: str) -> str:
-    """An argument that sets a variable."""
-    if _SETTING.fullmatch(text) is None:
-        raise ArgumentTypeError(f"{text!r} sets nothing: write NAME=VALUE")
-    return text
-
-
-def add(commands: Commands) -> None:
-    """Declare the commands."""
-    group = add_group(commands, "sandbox", "run commands that have one chat, as /chat, and nothing else of the store")
-    parser = add_command(
-        group,
-        "run",
-        _run,
-        "run a command with a chat as its /chat",
-        details="Exits as the command does (128 + N where signal N ended it). Meanwhile the chat can't be removed or "
-        "archived.",
-    )
-    parser.add_argument("chat", metavar="WORKSPACE/CHAT", type=chat_path)
-    parser.add_argument(
-        "--runtime",
-        choices=[each.value for each in Runtime],
-        default=Runtime.BWRAP.value,
-        help="bwrap (the default): this machine's /usr, or --image, and no network; podman: a container of --image; "
-        "none: no isolation, the chat is the working directory",
-    )
-    parser.add_argument("--image", metavar="ROOTFS", default="", help="a root directory; with podman also an image")
-    parser.add_argument("--network", action="store_true", help="let it use the network")
-    access = parser.add_mutually_exclusive_group()
-    access.add_argument("--read-only", action="store_true", help="it can't change the chat")
-    access.add_argument("--append-only", action="store_true", help="it can only append messages to history.jsonl")
-    parser.add_argument(
-        "--record", action="store_true", help="keep what it prints in the chat's log, as sandbox.output"
-    )
-    parser.add_argument(
-        "--env",
-        metavar="NAME=VALUE",
-        dest="settings",
-        type=_setting,
-        action="append",
-        default=[],
-        help="set a variable",
-    )
-    parser.add_argument("command", metavar="-- COMMAND", nargs="+")
-
-    parser = add_command(group, "ls", in_store(_ls, looks=True), "list the sandboxes that run")
-    add_json(parser)
-
-    parser = add_command(group, "stop", in_store(_stop), "end a sandbox's command, and its session")
-    parser.add_argument("session", metavar="WORKSPACE/CHAT|SESSION")
-    parser.add_argument("--kill", action="store_true", help="at once, without letting it end well")
 
 
 def _run(args: Namespace) -> None:
@@ -179,3 +126,10 @@ async def _find(store: Store, word: str) -> SandboxSession:
         if session.chat == record.id:
             return session
     raise CommandFailed(f"no sandbox has {path}: see chatfs sandbox ls")
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "run": _run,
+    "ls": in_store(_ls, looks=True),
+    "stop": in_store(_stop),
+}

@@ -5,53 +5,24 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from fusefs.cli.errors import CommandFailed
 from fusefs.cli.output import Progress, escape, write_json
-from fusefs.cli.parser import MARK, add_command, add_json
-from fusefs.cli.targets import in_store, number, workspace_name
+from fusefs.cli.parser import Run
+from fusefs.cli.targets import in_store
+from fusefs.cli.words.searching import KINDS
 from store.errors import InvalidInput
 from store.library import Store
 from store.metadata import timestamp
 from store.workspace_state import Place
 
 if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands
     from store.index import Hit
 
 _BOLD: Final = "\x1b[1m"
 _PLAIN: Final = "\x1b[22m"
-_KINDS: Final = {"messages": "message", "titles": "title", "labels": "label", "attachments": "attachment"}
-
-
-def add(commands: Commands) -> None:
-    """Declare the command."""
-    parser = add_command(
-        commands,
-        "search",
-        in_store(_search, looks=True),
-        "find messages, titles, labels and attachments by words",
-        details="All WORDS must occur in one message (or title and name, labels, or name of an attachment); case and "
-        'accents don\'t matter. "two words" (in quotes that the shell leaves) stand side by side, begin* is the '
-        "beginning of a word, -word must not occur. The best hits come first, each with where it is, as "
-        "WORKSPACE/chats/CHAT/history.md:LINE. Exit code 1 if nothing is found.",
-    )
-    parser.minus_words = True
-    parser.add_argument("words", metavar="WORDS", nargs="+", type=lambda word: word.removeprefix(MARK))
-    parser.add_argument("--workspace", metavar="WORKSPACE", type=workspace_name, help="only there")
-    parser.add_argument("--role", metavar="ROLE", help="only messages of this role, such as user or assistant")
-    parser.add_argument(
-        "--in",
-        dest="kinds",
-        action="append",
-        choices=list(_KINDS),
-        help="only there: messages, titles (with chats' names), labels or attachments; may be given several times",
-    )
-    parser.add_argument("--trash", action="store_true", help="also in chats that are in the trash")
-    parser.add_argument("--limit", metavar="N", type=number, default=20, help="at most N hits (default: 20)")
-    parser.add_argument("--rebuild", action="store_true", help="make the index anew before")
-    add_json(parser)
 
 
 async def _search(store: Store, args: Namespace) -> None:
@@ -61,7 +32,7 @@ async def _search(store: Store, args: Namespace) -> None:
         os.fsencode(" ".join(args.words)).decode(errors="replace"),
         workspace=args.workspace,
         role=args.role,
-        kinds=frozenset(Kind(_KINDS[name]) for name in args.kinds or ()),
+        kinds=frozenset(Kind(KINDS[name]) for name in args.kinds or ()),
         limit=args.limit,
         trash=args.trash,
     )
@@ -129,3 +100,8 @@ def _fields(hit: Hit) -> dict[str, Any]:
     elif hit.kind == "attachment":
         found["attachment"] = hit.attachment
     return found
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "search": in_store(_search, looks=True),
+}

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import orjson
 import trio
 
+from fusefs import __version__
 from fusefs.cli import mount_records
 from fusefs.cli.output import size_text, write_fields, write_json, write_line, write_table
-from fusefs.cli.parser import add_command, add_json
-from fusefs.cli.targets import store_url
-from fusefs.cli.version import version
+from fusefs.cli.parser import Run
+from fusefs.cli.stores import store_url
 from fusefs.unmount import mounts
 from store.driver import Access, Driver
 from store.errors import StoreNotFound
@@ -22,19 +23,10 @@ from store.model import SpaceId, clock_ms
 from store.standing import InUse, in_use
 from store.workspace_state import Place
 
-if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands
-
-
-def add(commands: Commands) -> None:
-    """Declare the command."""
-    parser = add_command(commands, "status", _status, "show the store, who appends to it, and what is mounted")
-    add_json(parser)
-
 
 def _status(args: Namespace) -> None:
     url = store_url(args)
-    found: dict[str, Any] = {"version": version(), "store": url, "exists": False, "format": None}
+    found: dict[str, Any] = {"version": __version__, "store": url, "exists": False, "format": None}
     with contextlib.suppress(StoreNotFound):
         found |= trio.run(_contents, url)
         found["exists"] = True
@@ -135,3 +127,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         about = [each["store"] or "store unknown", *(["read-only"] if each["read_only"] else [])]
         lines.append(("mount", f"{each['mountpoint']}  ({', '.join(about)})"))
     return lines
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "status": _status,
+}

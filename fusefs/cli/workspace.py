@@ -3,51 +3,17 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from fusefs.cli import project
 from fusefs.cli.output import complain, size_text, write_fields, write_json, write_line, write_table
-from fusefs.cli.parser import add_command, add_group, add_json
-from fusefs.cli.targets import actor, in_store, size, workspace_name
+from fusefs.cli.parser import Run
+from fusefs.cli.targets import actor, in_store
 from store.library import Store
 from store.metadata import workspace_summary
 from store.projection import binding as bindings
 from store.workspace import Workspace
-
-if TYPE_CHECKING:
-    from fusefs.cli.parser import Commands
-
-
-def add(commands: Commands) -> None:
-    """Declare the commands."""
-    group = add_group(commands, "workspace", "make, list, change and remove workspaces")
-
-    parser = add_command(group, "create", in_store(_create, makes=True), "make a workspace")
-    parser.add_argument("name", metavar="NAME")
-    parser.add_argument("--quota", type=size, default=0, metavar="SIZE", help="bytes that it may use, such as 10G")
-    parser.add_argument("--project", metavar="DIR", help="have its chats in this directory, too: see chatfs project")
-    add_json(parser)
-
-    parser = add_command(group, "ls", in_store(_ls, looks=True), "list the workspaces")
-    add_json(parser)
-
-    parser = add_command(group, "show", in_store(_show, looks=True), "show a workspace with its usage")
-    parser.add_argument("name", metavar="NAME", type=workspace_name)
-    add_json(parser)
-
-    parser = add_command(group, "quota", _show_or_set_quota, "show or set how many bytes a workspace may use")
-    parser.add_argument("name", metavar="NAME", type=workspace_name)
-    parser.add_argument(
-        "size", metavar="SIZE", nargs="?", type=size, help="such as 10G, 500M, 1024; none or 0 for none"
-    )
-    add_json(parser)
-
-    parser = add_command(group, "rename", in_store(_rename), "give a workspace another name")
-    parser.add_argument("name", metavar="NAME", type=workspace_name)
-    parser.add_argument("new", metavar="NEW")
-
-    parser = add_command(group, "rm", in_store(_rm), "remove a workspace that has no chats outside its trash")
-    parser.add_argument("name", metavar="NAME", type=workspace_name)
 
 
 def _summary(workspace: Workspace) -> dict[str, Any]:
@@ -146,3 +112,13 @@ async def _rm(store: Store, args: Namespace) -> None:
     await workspace.trash(actor())
     await workspace.space.sync()
     write_line(f"removed workspace {args.name}")
+
+
+COMMANDS: Final[Mapping[str, Run]] = {
+    "create": in_store(_create, makes=True),
+    "ls": in_store(_ls, looks=True),
+    "show": in_store(_show, looks=True),
+    "quota": _show_or_set_quota,
+    "rename": in_store(_rename),
+    "rm": in_store(_rm),
+}

@@ -20,7 +20,8 @@ import pytest
 import trio
 
 from fusefs.cli.entry import build, main
-from fusefs.cli.targets import absolute_url
+from fusefs.cli.parser import Parser
+from fusefs.cli.stores import absolute_url
 from fusefs.unmount import lazy_unmount, mounts
 from store.driver import Access
 from store.library import Store, open_store
@@ -98,9 +99,9 @@ def on_terminal(*words: str | Path) -> tuple[int, str]:
     return code, terminal.said
 
 
-def commands(parser: argparse.ArgumentParser, *words: str) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+def commands(parser: Parser, *words: str) -> Iterator[tuple[str, Parser]]:
     """All there are."""
-    below = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    below = [action for action in parser.declared()._actions if isinstance(action, argparse._SubParsersAction)]
     if not below or words[-1:] == ("import",):
         yield " ".join(words), parser
     for action in below:

@@ -12,7 +12,8 @@ import pytest
 import trio
 
 from store import importing
-from store.importers import ImportedAttachment, ImportedChat, ImportedRecord, read_claude_code
+from store.importers.claude_code import read_claude_code
+from store.importers.imported import ImportedAttachment, ImportedChat, ImportedRecord
 from store.importing import keyed, store_chat
 from store.library import Store, open_store
 from store.model import ChatId, Entry, Millis, Origin, is_uuid

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -177,12 +176,3 @@ def test_debug_shows_the_traceback_before_the_line(cli: Cli) -> None:
     assert code == 1
     assert err.startswith("Traceback")
     assert err.endswith("chatfs: there is no chat demo/x: see chatfs chat ls demo\n")
-
-
-@pytest.mark.parametrize("words", [["append", "demo/x"], ["log", "demo"], ["chat", "ls", "demo"], ["status"]])
-def test_only_mounting_loads_pyfuse3(cli: Cli, words: list[str]) -> None:
-    code = f"import sys; from fusefs.cli.entry import main; main({words!r}); print('pyfuse3' in sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, capture_output=True, env=cli.environment, cwd=REPOSITORY, input=b""
-    )
-    assert done.stdout.endswith(b"False\n")

@@ -12,7 +12,9 @@ import orjson
 
 from store import codec, intake
 from store import events as ev
-from store.importers import ImportedChat, read_claude_code, read_messages
+from store.importers.claude_code import read_claude_code
+from store.importers.imported import ImportedChat
+from store.importers.messages import read_messages
 from store.importers.payloads import RECORD_MAX
 from store.model import LINE_MAX, attachment_name, directory_name
 from tests.fuzz.support import NOW

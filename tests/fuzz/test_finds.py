@@ -11,7 +11,7 @@ from store import intake
 from store.errors import InvalidText
 from store.fold import ChatState
 from store.history import diff, diff_append
-from store.importers import read_messages
+from store.importers.messages import read_messages
 from store.model import Origin
 from tests.fuzz.lines import DOUBLED
 from tests.fuzz.support import TALK, apply, new_ids

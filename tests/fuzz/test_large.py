@@ -13,7 +13,7 @@ from store import codec, intake, metadata
 from store.errors import InvalidEvent, InvalidInput, LineTooLong
 from store.fold import ChatState
 from store.history import diff, render
-from store.importers import read_messages
+from store.importers.messages import read_messages
 from store.importers.payloads import RECORD_MAX
 from store.model import LINE_MAX, Seq
 from tests.fuzz.imports import check_import, imported_messages, imported_sessions

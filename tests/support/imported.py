@@ -9,7 +9,8 @@ from pathlib import Path
 import orjson
 
 from store import events as ev
-from store.importers import ImportedChat, ImportedRecord, read_claude_code
+from store.importers.claude_code import read_claude_code
+from store.importers.imported import ImportedChat, ImportedRecord
 
 SESSION = "0b7e5801-4345-4bd6-8f32-fd9b8429b130"
 UUID = "00000001-0000-4000-8000-000000000000"

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fusefs.cli.arguments import ChatPath, chat_path, size, space_path
 from fusefs.cli.output import escape, size_text, width, write_table
-from fusefs.cli.targets import ChatPath, chat_path, size, space_path
 from store.errors import InvalidInput
 from store.registry import directory_of
 from tests.unit.strategies import examples

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from store import events as ev
 from store.fold import ChatState, fold
-from store.importers import read_claude_code
+from store.importers.claude_code import read_claude_code
 from store.importers.source import name_of, title_of
 from store.model import Entry, Millis, Seq, directory_name, is_title
 from tests.support.imported import SESSION, UUID, assistant, one, restored, shown, text, user, written

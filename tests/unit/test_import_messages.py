@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from store import events as ev
 from store.fold import fold
-from store.importers import ImportedChat, read_messages
+from store.importers.imported import ImportedChat
+from store.importers.messages import read_messages
 from store.importers.payloads import RECORD_MAX
 from store.model import Entry, Millis, Seq
 from tests.support.imported import PNG, picture, shown
