@@ -21,6 +21,10 @@ from store import durability
 
 SCRATCH: Final = "scratch"
 """The directory's name in that of a chat or a workspace."""
+FILES_MAX: Final = 10_000
+"""How many files a directory has at most: quotas count bytes, and empty files would use up the disk's inodes."""
+_COUNTED_EVERY: Final = 256
+"""After how many new ones they are counted again: other mounts of the store make some, too."""
 _LOOK_SECONDS: Final = 0.5
 """How long what a look at a directory said is taken for true: other mounts of the store use it, too."""
 _AT_EMPTY_PATH: Final = 0x1000
@@ -67,7 +71,7 @@ def identity(file: bytes | int, backing: os.stat_result) -> str:
 class ScratchArea:
     """The scratch files behind one directory of the mount."""
 
-    __slots__ = ("_changed_ns", "_directory", "_encoded", "_looked", "_name", "_parent")
+    __slots__ = ("_changed_ns", "_directory", "_encoded", "_looked", "_name", "_parent", "_room")
 
     def __init__(self, parent: Callable[[], Path], name: str = SCRATCH) -> None:
         self._parent = parent
@@ -77,6 +81,8 @@ class ScratchArea:
         self._changed_ns = 0
         self._looked = -math.inf
         """When `_changed_ns` was found out, by the monotonic clock."""
+        self._room = 0
+        """How many files may be made before they are counted again."""
 
     @property
     def directory(self) -> Path:
@@ -133,7 +139,7 @@ class ScratchArea:
         if flags & os.O_ACCMODE == os.O_WRONLY:
             wanted = wanted & ~os.O_ACCMODE | os.O_RDWR
         if flags & os.O_CREAT:
-            self._make()
+            self._make(name)
         self._refuse_link()
         # Whoever planted a pipe there shall not have chatfs wait for its other end.
         descriptor = os.open(self.path(name), wanted | os.O_NONBLOCK, mode & 0o777 | 0o600)
@@ -150,13 +156,19 @@ class ScratchArea:
         finally:
             os.close(descriptor)
 
-    def _make(self) -> None:
+    def _make(self, name: bytes | None) -> None:
+        """Make the directory, and see whether it may have a file `name`: None is one that isn't there yet."""
         self._refuse_link()
         durability.make_dirs("scratch.make", self.directory, Path("/"))
+        self._room -= 1
+        if self._room < 0:
+            self._room = min(FILES_MAX - len(os.listdir(self.directory)), _COUNTED_EVERY) - 1
+            if self._room < 0 and (name is None or self.stat(name) is None):
+                raise OSError(errno.EDQUOT, f"{FILES_MAX} scratch files are in it: remove some", str(self.directory))
 
     def symlink(self, name: bytes, target: bytes) -> None:
         """A symbolic link: kept, never followed by chatfs."""
-        self._make()
+        self._make(name)
         durability.system.symlink("scratch.symlink", target, self.path(name))
 
     def unlink(self, name: bytes) -> None:
@@ -187,7 +199,7 @@ class ScratchArea:
 
     def keep_pieces(self, stem: str, pieces: Iterable[bytes]) -> str:
         """The same with bytes that come in pieces. Nothing is left where that fails."""
-        self._make()
+        self._make(None)
         number = 0
         while True:
             number += 1

@@ -60,6 +60,10 @@ async def store_jp(
     record, before = await _present(workspace, imported, conversation)
     if record is not None and record.place is Place.TRASH:
         return Stored(record)
+    place = Place.ARCHIVE if conversation.archived else Place.CHATS
+    if record is not None and record.place is not place and _has_moved(before, conversation):
+        # Before the chat's log says so: what is interrupted in between is done again.
+        await workspace.move_chat(record.id, place, record.name, actor)
     title, labels = _said(before, conversation)
     source = ImportedChat(
         imported.source_id,
@@ -68,7 +72,7 @@ async def store_jp(
         _Records(conversation, title, labels, before.made if before is not None else ()),
         imported.problems,
     )
-    stored = await store_chat(workspace, SOURCE, source, actor, name=name, told=told, into=record)
+    stored = await store_chat(workspace, SOURCE, source, actor, name=name, place=place, told=told, into=record)
     assert stored.record is not None
     chat = workspace.chat_by_id(stored.record.id)
     with chat.hold():
@@ -76,8 +80,6 @@ async def store_jp(
         await chat.sync()
     if gone:
         imported.problems.append(f"JP has taken back {gone} events: their messages are removed, and stay in the log")
-    await _move(workspace, stored.record, conversation, before, actor)
-    await workspace.space.sync()
     return Stored((await workspace.load()).chats[chat.id], stored.added, stored.present)
 
 
@@ -119,15 +121,11 @@ def _said(log: JpLog | None, conversation: Conversation) -> tuple[str, list[str]
     return said.title, said.labels
 
 
-async def _move(
-    workspace: Workspace, record: ChatRecord, conversation: Conversation, before: JpLog | None, actor: str
-) -> None:
-    """Follow JP into its archive, and out of it."""
-    place = Place.ARCHIVE if conversation.archived else Place.CHATS
-    untouched = record.changed == record.created  # also where an import was interrupted right here
-    moved = before is None or before.archived != conversation.archived or (untouched and before.imported)
-    if moved and record.place is not place:
-        await workspace.move_chat(record.id, place, record.name, actor)
+def _has_moved(log: JpLog | None, conversation: Conversation) -> bool:
+    """Whether JP has put it into its archive, or taken it out, since the log knows of it."""
+    if log is None or (not log.conversation and not log.compacted):
+        return True
+    return log.archived != conversation.archived
 
 
 # ---- what JP has rewritten

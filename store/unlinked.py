@@ -59,7 +59,7 @@ def sweep(space: Path) -> int:
         # Another process may just be doing the same; and what can't be removed counts.
         with contextlib.suppress(FileNotFoundError):
             status = entry.stat(follow_symlinks=False)
-            if stat.S_ISREG(status.st_mode) and not _removed(entry.path):
+            if stat.S_ISREG(status.st_mode) and not remove_closed("scratch.unlinked", entry.path):
                 total += status.st_size
     if not total:
         with contextlib.suppress(OSError):
@@ -80,7 +80,7 @@ def _is_closed(fd: int) -> bool:
     return True
 
 
-def _removed(path: str) -> bool:
+def remove_closed(label: str, path: str) -> bool:
     """Remove the file if nobody has it open; whether that was done."""
     try:
         fd = _opened(path)
@@ -89,7 +89,7 @@ def _removed(path: str) -> bool:
     try:
         if not _is_closed(fd):
             return False
-        durability.system.unlink("scratch.unlinked", path)
+        durability.system.unlink(label, path)
     except OSError as error:
         return isinstance(error, FileNotFoundError)
     finally:

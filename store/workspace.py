@@ -28,9 +28,11 @@ from store.kinds import WORKSPACE
 from store.model import (
     ChatId,
     NewEntry,
+    Origin,
     Seq,
     SpaceId,
     WorkspaceId,
+    created_ms,
     directory_name,
     uuid7,
     workspace_space,
@@ -138,11 +140,15 @@ class Workspace:
     ) -> Chat:
         """A new chat, in chats/ or archive/; `projection` as in `Chat.change`; `fill` brings what it says.
 
+        One that brings its id, `chat`, began elsewhere, and when that says. Its log is made first, so that a chat that
+        is listed always has one, and none is projected that is local.
+
         Raises InvalidName, NameTaken, QuotaExceeded, and what `fill` raises.
-        Its log is made first, so that a chat that is listed always has one, and none is projected that is local.
         """
         directory_name(name)
         new = chat or ChatId(uuid7())
+        began = created_ms(new) if chat is not None else None
+        origin = Origin(actor, began) if began else None
 
         def decide(state: WorkspaceState) -> Sequence[ev.Event]:
             self._require_free(state, name)
@@ -157,7 +163,7 @@ class Workspace:
             await made.sync()
         if fill is not None:
             await fill(made)
-        await self._decide(decide, actor, tidying=False)
+        await self._decide(decide, actor, origin=origin, tidying=False)
         self._chats[new] = made
         self._hooks.touched(made)
         return made
@@ -309,7 +315,10 @@ class Workspace:
             if isinstance(event, _TAKING_AWAY) and event.chat in self.state.chats:
                 await self.require_free_of_sandboxes(ChatId(event.chat))
 
-    async def _decide(self, decide: Decision, actor: str, *, tidying: bool = True) -> None:
+    async def _decide(
+        self, decide: Decision, actor: str, *, origin: Origin | None = None, tidying: bool = True
+    ) -> None:
+        """Append what is decided on the state as it is then; `origin` is the first event's."""
         while True:
             state = await self.load()
             seq = state.seq
@@ -318,6 +327,7 @@ class Workspace:
                 return
             await self._require_free_for(events)
             batch = [NewEntry(event.encode(), actor) for event in events]
+            batch[0] = batch[0]._replace(origin=origin)
             try:
                 await self.quota.append(self.space, batch, expected_seq=seq, tidying=tidying)
             except SeqConflict:

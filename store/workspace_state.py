@@ -27,8 +27,9 @@ class Place(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ChatRecord:
-    """What the workspace knows of a chat. `changed` is when its name or place last changed.
+    """What the workspace knows of a chat.
 
+    `created` is when it began, wherever that was; `changed`, when its name or place last changed here.
     `removed_since` is set in the trash where the chat's own log says from which seq on attachments went with it.
     """
 
@@ -190,7 +191,8 @@ class WorkspaceState:
         chat = ChatId(event.chat)
         if chat in self.chats or event.name in self.names or not is_uuid(chat) or not _is_name(event.name):
             return
-        self.chats[chat] = ChatRecord(chat, event.name, Place.CHATS, entry.ts, entry.ts)
+        began = entry.ts if entry.origin is None else entry.origin.ts
+        self.chats[chat] = ChatRecord(chat, event.name, Place.CHATS, began, entry.ts)
         self.names[event.name] = chat
         self._touch(entry, Place.CHATS, event.name)
 

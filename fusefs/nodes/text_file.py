@@ -76,7 +76,7 @@ class HistoryText(ProjectedFile):
             try:
                 async with self.view.quota.taking(lambda: len(conflict)):
                     self.view.scratch.keep("history.md.conflict", conflict)
-            except QuotaExceeded as error:
+            except (OSError, QuotaExceeded) as error:
                 log.warning("what a save overrode is only in the log: %s", error)
         draft.base = outcome.seq if outcome.seen is None else outcome.seen
         self.was_read(draft.process, draft.base)

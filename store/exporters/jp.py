@@ -10,7 +10,8 @@ here, base_config.json never. Where it has events that the chat doesn't know, no
 imported first. A file takes its place in one rename, a new conversation's directory too, and JP's lock is held
 meanwhile. What a killed export has left beside them is removed by the next one of that conversation.
 
-An export of what chatfs made or changed is recorded in the chat's log, before it is written: see `jp_log`.
+An export of what chatfs made or changed is recorded in the chat's log: that JP archives a conversation, or brings it
+back, after it was moved, all else before it is written. See `jp_log`, and for how files are written `jp_files`.
 
 Concurrency: files in threads; a chat is read at one moment, the lock kept from looking to writing.
 """
@@ -18,11 +19,7 @@ Concurrency: files in threads; a chat is read at one moment, the lock kept from 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
-import re
-import secrets
-import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -30,16 +27,15 @@ from typing import Any, Final
 import orjson
 import trio
 
-from store import durability
 from store.chat import Chat
 from store.errors import Conflict, ReadOnly, SeqConflict
+from store.exporters import jp_files
 from store.exporters.jp_log import EXPORT, JpLog, read_jp_log
 from store.exporters.jp_stream import Events, events_of
 from store.fold import ChatState, Message
 from store.importers.jp import (
     Conversation,
     JpChat,
-    conversations_in,
     event_keys,
     find_conversations,
     find_in,
@@ -50,11 +46,9 @@ from store.importers.jp_format import (
     ARCHIVE,
     BASE_CONFIG,
     CHAT_LABEL,
-    CONVERSATIONS,
     EVENTS,
     ID_MAX,
     METADATA,
-    PROJECT,
     SOURCE,
     began,
     directory_of,
@@ -63,18 +57,16 @@ from store.importers.jp_format import (
     label_pairs,
     time_text,
 )
-from store.importers.jp_json import NotJson, members, object_of, pretty
+from store.importers.jp_json import NotJson, members, object_of
 from store.importers.jp_lock import writable
 from store.importers.source import time_of
 from store.importing import stored_chat
-from store.model import NewEntry
+from store.model import NewEntry, Seq
+from store.projection.tree import Directory
 from store.workspace import Workspace
 from store.workspace_state import ChatRecord, Place
 
-_LABEL: Final = "jp.export"
 _KEYS_IN_RECORD: Final = 50_000
-_LEFT: Final = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp\Z")
-"""What is written beside a name before it gets it (`durability.temporary`)."""
 _MODEL: Final = {"provider": "anthropic", "name": "claude-sonnet-4-5"}
 _BASE_CONFIG: Final = orjson.dumps(
     {"assistant": {"model": {"id": _MODEL}}, "conversation": {"tools": {"*": {"run": "ask"}}}}
@@ -100,26 +92,34 @@ async def export_jp(workspace: Workspace, record: ChatRecord, target: Path, acto
     conversation's lock, or events that the chat doesn't have; InvalidInput where what is there is damaged; OSError;
     CorruptLog, CorruptBlob, BackendError.
     """
-    root = await trio.to_thread.run_sync(_root, target)
-    chat = workspace.chat_by_id(record.id)
-    with chat.hold():
-        while True:
-            log = await read_jp_log(chat)
-            messages = await chat.messages()
-            state = await chat.load()
-            if state.seq == log.seq:
-                break
-        events = await trio.to_thread.run_sync(events_of, log, messages)
-        if log.compacted and not log.conversation:
-            log.conversation = await _found_again(workspace, record, root)
-        owner = await stored_chat(workspace, SOURCE, display_id(log.conversation)) if log.conversation else None
-        plan = _Plan(workspace, record, state, messages, log, events, root, owner.id if owner is not None else "")
-        with contextlib.ExitStack() as held:
+    with await trio.to_thread.run_sync(jp_files.open_root, target) as root:
+        chat = workspace.chat_by_id(record.id)
+        with chat.hold(), contextlib.ExitStack() as held:
+            plan = await _plan(workspace, record, root)
             await trio.to_thread.run_sync(plan.prepare, held, taken)
             taken.add(plan.conversation)
-            await _record(chat, plan, actor)
+            before = plan.archived if plan.there is None else plan.there.archived
+            await _record(chat, plan, actor, archived=before)
             written = await trio.to_thread.run_sync(plan.write)
-    return Exported(plan.conversation, plan.path, len(events.events), written, plan.notes)
+            if before != plan.archived:
+                # Only now: who was killed before has moved nothing.
+                await _say(chat, plan, [_export_record(plan, archived=plan.archived)], actor)
+    return Exported(plan.conversation, plan.path, len(plan.events.events), written, plan.notes)
+
+
+async def _plan(workspace: Workspace, record: ChatRecord, root: Directory) -> _Plan:
+    chat = workspace.chat_by_id(record.id)
+    while True:
+        log = await read_jp_log(chat)
+        messages = await chat.messages()
+        state = await chat.load()
+        if state.seq == log.seq:
+            break
+    events = await trio.to_thread.run_sync(events_of, log, messages)
+    if log.compacted and not log.conversation:
+        log.conversation = await _found_again(workspace, record, Path(root.shown))
+    owner = await stored_chat(workspace, SOURCE, display_id(log.conversation)) if log.conversation else None
+    return _Plan(workspace, record, state, messages, log, events, root, owner.id if owner is not None else "")
 
 
 async def _found_again(workspace: Workspace, record: ChatRecord, root: Path) -> int:
@@ -131,40 +131,35 @@ async def _found_again(workspace: Workspace, record: ChatRecord, root: Path) -> 
     return 0
 
 
-async def _record(chat: Chat, plan: _Plan, actor: str) -> None:
-    """Say in the log what is about to be written that JP didn't write."""
+async def _record(chat: Chat, plan: _Plan, actor: str, *, archived: bool) -> None:
+    """Say in the log what is about to be written that JP didn't write; `archived`: where the conversation is now."""
     made = sorted(plan.events.made - plan.log.made)
     omitted = sorted(plan.events.omitted - plan.log.omitted)
-    archived = plan.path.parent.name == ARCHIVE
-    known = (plan.log.conversation, plan.log.archived)
-    if not made and not omitted and known == (plan.conversation, archived):
+    if not made and not omitted and (plan.log.conversation, plan.log.archived) == (plan.conversation, archived):
         return
-    batch = []
+    values = []
     for first in range(0, max(len(made), len(omitted), 1), _KEYS_IN_RECORD):
         last = first + _KEYS_IN_RECORD
-        value: dict[str, Any] = {"type": EXPORT, "target": SOURCE, "conversation": str(plan.conversation)}
-        value |= {"archived": archived, "made": made[first:last], "omitted": omitted[first:last]}
-        batch.append(NewEntry(orjson.dumps(value), actor))
+        values.append(_export_record(plan, made[first:last], omitted[first:last], archived=archived))
+    await _say(chat, plan, values, actor, expected_seq=plan.log.seq)
+
+
+def _export_record(plan: _Plan, made: Sequence[str] = (), omitted: Sequence[str] = (), *, archived: bool) -> bytes:
+    value: dict[str, Any] = {"type": EXPORT, "target": SOURCE, "conversation": str(plan.conversation)}
+    return orjson.dumps(value | {"archived": archived, "made": list(made), "omitted": list(omitted)})
+
+
+async def _say(
+    chat: Chat, plan: _Plan, values: Sequence[bytes], actor: str, *, expected_seq: Seq | None = None
+) -> None:
     try:
-        await chat.append(batch, expected_seq=plan.log.seq, tidying=True)
+        await chat.append([NewEntry(value, actor) for value in values], expected_seq=expected_seq, tidying=True)
         await chat.sync()
     except ReadOnly:
-        plan.notes.append("the store can't be written: importing the conversation again would bring messages twice")
+        note = "the store can't be written: importing the conversation again would bring messages twice"
+        plan.notes += [note] if note not in plan.notes else []
     except SeqConflict:
         raise Conflict(f"{chat.called} was changed while it was exported: export it again") from None
-
-
-def _root(target: Path) -> Path:
-    """The `conversations` directory in `target`, made where it isn't there; its parent must be."""
-    if not target.exists():
-        target.mkdir()
-    elif not target.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, "not a directory: name a project of JP", str(target))
-    elif (found := conversations_in(target)) is not None:
-        return found
-    root = target / CONVERSATIONS if target.name == PROJECT else target / PROJECT / CONVERSATIONS
-    root.mkdir(parents=True, exist_ok=True)
-    return root
 
 
 @dataclass(slots=True)
@@ -177,7 +172,8 @@ class _Plan:
     messages: list[Message]
     log: JpLog
     events: Events
-    root: Path
+    directory: Directory
+    """The `conversations` directory."""
     owner: str
     """The workspace's chat that the log's conversation was imported as."""
     conversation: int = 0
@@ -186,7 +182,20 @@ class _Plan:
     said: Conversation | None = None
     """What that says."""
     notes: list[str] = field(default_factory=list)
-    path: Path = Path()
+    archived: bool = False
+    """Whether it is to be in JP's archive."""
+    name: str = ""
+    """What its directory is to be called."""
+
+    @property
+    def root(self) -> Path:
+        """The path of `directory`."""
+        return Path(self.directory.shown)
+
+    @property
+    def path(self) -> Path:
+        """Where it is to be."""
+        return (self.root / ARCHIVE if self.archived else self.root) / self.name
 
     def prepare(self, held: contextlib.ExitStack, taken: set[int]) -> None:
         """Choose the conversation, lock it, and look at what is there. Raises as `export_jp` does."""
@@ -201,7 +210,7 @@ class _Plan:
             self.notes.append("the chat was compacted: what JP had beside messages is there no more")
         if self.events.kept:
             self.notes.append(f"{self.events.kept} edited tool calls or responses stay as JP has them")
-        self.path = self._place()
+        self._place()
 
     def _found(self, held: contextlib.ExitStack, others: set[int]) -> bool:
         """Lock the conversation, or a free one, and read what is there; False where that is another chat's."""
@@ -212,7 +221,8 @@ class _Plan:
                 self.conversation = self.conversation % ID_MAX + 1
         with contextlib.ExitStack() as lock:
             lock.enter_context(writable(self.root, self.conversation))
-            self._sweep()
+            with jp_files.naming(self.root):
+                jp_files.sweep(self.directory, self.conversation)
             found = find_in(self.root, self.conversation)
             if chosen and found:
                 return False  # another export was faster
@@ -227,21 +237,6 @@ class _Plan:
                 self.there, self.said = found[0], said
             held.enter_context(lock.pop_all())
         return True
-
-    def _sweep(self) -> None:
-        """Remove what an export of this conversation has left that was killed."""
-        for directory in (self.root, self.root / ARCHIVE):
-            if directory.is_symlink() or not directory.is_dir():
-                continue
-            for path in list(directory.iterdir()):
-                left = _LEFT.match(path.name)
-                if left is not None and left[1] == str(self.conversation) and not path.is_symlink() and path.is_dir():
-                    durability.remove_tree(_LABEL, path)
-        for there in find_in(self.root, self.conversation):
-            for path in [] if there.path.is_symlink() else list(there.path.iterdir()):
-                left = _LEFT.match(path.name)
-                if left is not None and left[1] in {METADATA, BASE_CONFIG, EVENTS}:
-                    durability.system.unlink(_LABEL, path)
 
     def _check_known(self, said: Conversation) -> None:
         known = self.log.parts.keys() | self.log.made | self.events.made
@@ -259,17 +254,16 @@ class _Plan:
 
     # ---- what it is to say
 
-    def _place(self) -> Path:
-        archived = self.record.place is Place.ARCHIVE
+    def _place(self) -> None:
+        self.archived = self.record.place is Place.ARCHIVE
         if self.there is not None and self.said is not None:
             # Where it is and how it is called changes only if that changed here.
-            if archived == self.log.archived:
-                archived = self.there.archived
+            if self.archived == self.log.archived:
+                self.archived = self.there.archived
             same = self.said.title == self.state.title or self._unchanged_title
-            name = self.there.path.name if same else directory_of(self.conversation, self.state.title)
+            self.name = self.there.path.name if same else directory_of(self.conversation, self.state.title)
         else:
-            name = directory_of(self.conversation, self._title)
-        return (self.root / ARCHIVE if archived else self.root) / name
+            self.name = directory_of(self.conversation, self._title)
 
     @property
     def _unchanged_title(self) -> bool:
@@ -288,10 +282,9 @@ class _Plan:
         if self.state.title != known.title or not self.log.imported:
             _put(fields, "title", self.state.title or None)
         self._put_labels(fields)
-        archived = self.path.parent.name == ARCHIVE
-        if archived and "archived_at" not in fields and not (self.log.imported and self.log.archived):
+        if self.archived and "archived_at" not in fields and not (self.log.imported and self.log.archived):
             _put(fields, "archived_at", time_text(self.record.changed))
-        elif not archived and (self.there.archived if self.there is not None else self.log.archived):
+        elif not self.archived and (self.there.archived if self.there is not None else self.log.archived):
             fields.pop("archived_at", None)
         last = max((message.ts for message in self.messages), default=began(self.conversation))
         active = time_of(value_of(fields.get("last_activated_at", b"null")))
@@ -337,43 +330,16 @@ class _Plan:
             files[BASE_CONFIG] = config
         if said is None or said.events != self.events.events:
             files[EVENTS] = b"[%b]" % b",".join(self.events.events)
-        if self.there is None:
-            self._make(files)
-            return True
-        moved = self.there.path != self.path
-        if moved:
-            self._make_parent()
-            if os.path.lexists(self.path):
-                raise FileExistsError(errno.EEXIST, "in the way: move it elsewhere", str(self.path))
-            durability.system.rename(_LABEL, self.there.path, self.path)
-            durability.fsync_dir(_LABEL, self.there.path.parent)
-        for name, text in files.items():
-            _write(self.path / name, text)
-        if moved or files:
-            durability.fsync_dir(_LABEL, self.path)
-            durability.fsync_dir(_LABEL, self.path.parent)
+        with jp_files.naming(self.path):
+            if self.there is None:
+                jp_files.make(self.directory, self.name, self.conversation, files, archived=self.archived)
+                return True
+            moved = self.there.path != self.path
+            if moved:
+                jp_files.move(self.directory, self.there, self.name, archived=self.archived)
+            if files:
+                jp_files.update(self.directory, self.name, files, archived=self.archived)
         return moved or bool(files)
-
-    def _make(self, files: dict[str, bytes]) -> None:
-        """A new directory, in one rename: JP removes incomplete ones."""
-        self._make_parent()
-        beside = self.path.with_name(f".{self.conversation}.{secrets.token_hex(8)}.tmp")
-        beside.mkdir()
-        try:
-            for name, text in files.items():
-                _write(beside / name, text)
-            durability.fsync_dir(_LABEL, beside)
-            durability.system.rename(_LABEL, beside, self.path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                durability.remove_tree(_LABEL, beside)
-            raise
-        durability.fsync_dir(_LABEL, self.path.parent)
-
-    def _make_parent(self) -> None:
-        if self.path.parent.is_symlink():
-            raise OSError(errno.ELOOP, "a symbolic link, which isn't followed", str(self.path.parent))
-        self.path.parent.mkdir(exist_ok=True)
 
 
 def _put(fields: dict[str, bytes], name: str, value: object) -> None:
@@ -381,20 +347,3 @@ def _put(fields: dict[str, bytes], name: str, value: object) -> None:
         fields.pop(name, None)
     else:
         fields[name] = orjson.dumps(value)
-
-
-def _write(path: Path, text: bytes) -> None:
-    """In one rename, with the mode that the file has, or that a new one would get."""
-    try:
-        mode = stat.S_IMODE(path.lstat().st_mode)
-    except FileNotFoundError:
-        mode = 0o666 & ~_umask()
-    with durability.replacing(_LABEL, path) as fd:
-        os.fchmod(fd, mode)
-        durability.write_all(_LABEL, fd, pretty(text))
-
-
-def _umask() -> int:
-    """Without changing it for other threads meanwhile."""
-    with Path("/proc/self/status").open() as status:
-        return next((int(line.split()[1], 8) for line in status if line.startswith("Umask:")), 0o022)

@@ -25,10 +25,11 @@ from typing import Final
 import orjson
 
 from store.errors import Conflict
-from store.importers.jp_format import CONVERSATIONS, display_id
+from store.importers.jp_format import CONVERSATIONS, PROJECT, display_id
 
 _LOCKS: Final = "locks"
 _PROJECT_ID: Final = re.compile(r"[0-9a-z]{1,32}")
+_DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _TRIES: Final = 100
 _INFO_MAX: Final = 4096
 
@@ -51,14 +52,15 @@ def writable(conversations: Path, conversation: int) -> Iterator[None]:
         for path in found:
             if path != chosen:
                 held.enter_context(_shared(path, f"{display_id(conversation)} is "))
-        fd = _take(chosen, conversation)
+        directory = held.enter_context(_opened(chosen.parent))
+        fd = _take(directory, chosen.name, conversation)
         try:
             _say_who(fd)
             yield
         finally:
             # Removed while it is still locked: so nobody locks a file that has no name any more, and believes it.
             with contextlib.suppress(OSError):
-                chosen.unlink()
+                os.unlink(chosen.name, dir_fd=directory)
             os.close(fd)
 
 
@@ -68,13 +70,17 @@ def _name(conversation: int) -> str:
 
 def _directories(conversations: Path) -> list[Path]:
     """Where a lock may stand, the place that JP prefers first."""
-    root = conversations.parent if conversations.name == CONVERSATIONS else conversations
-    own = _user_storage(root)
-    return [*([own / _LOCKS] if own is not None else []), root / _LOCKS]
+    own = user_storage(conversations)
+    return [*([own / _LOCKS] if own is not None else []), _root(conversations) / _LOCKS]
 
 
-def _user_storage(root: Path) -> Path | None:
-    """The user's storage of the project whose `.jp` is `root`."""
+def _root(conversations: Path) -> Path:
+    return conversations.parent if conversations.name == CONVERSATIONS else conversations
+
+
+def user_storage(conversations: Path) -> Path | None:
+    """The user's storage of the project that has these conversations."""
+    root = _root(conversations)
     try:
         with (root / ".id").open("rb") as file:
             lines = file.read(_INFO_MAX).decode(errors="replace").split("\n")
@@ -116,23 +122,41 @@ def _shared(path: Path, what: str = "") -> Iterator[None]:
         os.close(fd)
 
 
-def _take(path: Path, conversation: int) -> int:
-    if path.parent.is_symlink():
-        raise OSError(errno.ELOOP, "a symbolic link, which isn't followed", str(path.parent))
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    """A descriptor of a directory of locks, made where it isn't there, which no link leads to from JP's own."""
+    if directory.is_symlink():
+        raise OSError(errno.ELOOP, "a symbolic link, which isn't followed", str(directory))
+    above = directory.parent
+    names = [above.name, directory.name] if above.name == PROJECT else [directory.name]
+    fd = os.open(above.parent if above.name == PROJECT else above, _DIRECTORY)
+    try:
+        for name in names:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(name, dir_fd=fd)
+            inner = os.open(name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=fd)
+            os.close(fd)
+            fd = inner
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _take(directory: int, name: str, conversation: int) -> int:
     for _ in range(_TRIES):
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        fd = os.open(name, flags, 0o644, dir_fd=directory)
         try:
             _lock(fd, fcntl.LOCK_EX, f"{display_id(conversation)} is ")
             here = os.fstat(fd)
             with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(here, path.lstat()):
+                if os.path.samestat(here, os.stat(name, dir_fd=directory, follow_symlinks=False)):
                     return fd
         except BaseException:
             os.close(fd)
             raise
         os.close(fd)
-    raise OSError(errno.EBUSY, "its lock changes hands all the time: try again later", str(path))
+    raise OSError(errno.EBUSY, "its lock changes hands all the time: try again later", name)
 
 
 def _lock(fd: int, how: int, what: str) -> None:

@@ -14,7 +14,6 @@ from store import events as ev
 from store.chat import Chat
 from store.driver import Driver
 from store.errors import BlobNotFound, CorruptBlob
-from store.model import Digest
 from store.projection import copies, take_in
 from store.projection.copies import Copy
 from store.projection.durable import Durable
@@ -28,26 +27,18 @@ async def take(driver: Driver, chat: Chat, directory: Directory, copy: Copy, fou
     for name, stamp in copy.attachments.items():
         if row is not None and name in row.attachments and row.attachments[name][1] == stamp:
             continue
-        ref = await take_in.put_file(driver, directory, name)
+        ref = await take_in.put_file(chat.workspace, directory, name)
         present = found.attachments.get(name)
         if present is not None:
             if present.ref == ref:
                 continue
             unchanged = row is not None and name in row.attachments and row.attachments[name][0] == present.digest
             newer = stamp.mtime_ns > present.mtime_ns
-            if await _has(driver, present.digest) and not unchanged and not newer:
+            if await take_in.has(driver, present.digest) and not unchanged and not newer:
                 continue
         await chat.put_attachment(name, ref, ev.PROJECTOR, mtime_ns=stamp.mtime_ns)
         changed = True
     return changed
-
-
-async def _has(driver: Driver, digest: Digest) -> bool:
-    try:
-        await driver.blobs.stat(digest)
-    except BlobNotFound:
-        return False
-    return True
 
 
 async def write(
@@ -66,7 +57,7 @@ async def write(
         if stamp is not None and known.get(name) == (attachment.digest, stamp):
             written[name] = known[name]
             continue
-        if stamp is not None and (await take_in.put_file(driver, directory, name)).digest == attachment.digest:
+        if stamp is not None and (await take_in.put_file(chat.workspace, directory, name)).digest == attachment.digest:
             written[name] = attachment.digest, stamp
             continue
         try:

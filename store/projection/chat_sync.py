@@ -20,8 +20,7 @@ import trio
 from store import events as ev
 from store.chat import Chat
 from store.errors import NameTaken, SeqConflict, StoreFailed
-from store.importing import numbered
-from store.model import ChatId, Seq
+from store.model import ChatId, Seq, numbered
 from store.projection import attached, compare, conflicts, copies, durable, form, leaving, portable, take_in
 from store.projection.copies import Copy
 from store.projection.durable import Durable
@@ -139,7 +138,7 @@ class ChatSync:
         with self._chats.sub(name) as directory:
             attachments, _ = await trio.to_thread.run_sync(copies.list_attachments, directory)
             for file in attachments:
-                await take_in.put_file(self._workspace.driver, directory, file)
+                await take_in.put_file(self._workspace, directory, file)
 
     async def _absorb(self, chat: Chat, name: str) -> bool:
         """Take in all that one of several directories has; whether that could be done."""
@@ -155,7 +154,7 @@ class ChatSync:
                 wanted = compare.combine(mine, copy.lines, 0)
                 assert wanted is not None, "nothing was written there"
                 if wanted != mine:
-                    await take_in.bring_bytes(self._workspace.driver, wanted, directory, self._report.problems.append)
+                    await take_in.bring_bytes(self._workspace, wanted, directory, self._report.problems.append)
                     if not await self._take(chat, mine, wanted, found.seq):
                         continue
                 await leaving.keep_unknown(chat, directory, copy.others)
@@ -209,7 +208,7 @@ class ChatSync:
         if wanted is None:
             return await self._diverged(chat, directory, found, copy)
         if wanted != found.lines:
-            await take_in.bring_bytes(self._workspace.driver, wanted, directory, self._report.problems.append)
+            await take_in.bring_bytes(self._workspace, wanted, directory, self._report.problems.append)
             if await self._take(chat, found.lines, wanted, found.seq):
                 self._taken = found if self._taken is None else self._taken[0], wanted
                 self._report.taken += 1
@@ -247,7 +246,7 @@ class ChatSync:
         theirs = compare.project_wins(found.changed, copy.files[form.HISTORY].mtime_ns)
         if theirs:
             await self._keep_loser(chat, found.lines, directory, found.intent)
-            await take_in.bring_bytes(self._workspace.driver, copy.lines, directory, self._report.problems.append)
+            await take_in.bring_bytes(self._workspace, copy.lines, directory, self._report.problems.append)
             if await self._take(chat, found.lines, copy.lines, found.seq) and trashed:
                 await self._restore(chat)
         else:
@@ -257,7 +256,7 @@ class ChatSync:
         return True
 
     async def _keep_loser(self, chat: Chat, lines: list[bytes], directory: Directory, intent: str) -> None:
-        await take_in.bring_bytes(self._workspace.driver, lines, directory, self._report.problems.append)
+        await take_in.bring_bytes(self._workspace, lines, directory, self._report.problems.append)
         made = await conflicts.keep(self._workspace, chat, lines, ev.LOCAL if intent == ev.LOCAL else "")
         if made is not None:
             self._report.done.append(f"{chat.called} went two ways: the older one is {made.called} now")

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from store.errors import SeqConflict
-from store.importing import numbered
 from store.metadata import timestamp
-from store.model import ChatId, clock_ms
+from store.model import ChatId, clock_ms, numbered
 from store.projection import durable, portable, take_in
 from store.workspace_state import Place
 

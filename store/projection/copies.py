@@ -6,13 +6,16 @@ Concurrency: blocking; in threads.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from store import durability
+from store.driver import CHUNK
+from store.drivers.chunks import manifest_of, sha256
 from store.errors import InvalidName
-from store.model import Attachment, ChatId, attachment_name
+from store.model import Attachment, BlobRef, ChatId, attachment_name
 from store.projection import form, portable
 from store.projection.tree import READ_MAX, Directory, Moved, Stamp, Strange, is_temporary
 
@@ -82,6 +85,26 @@ def list_attachments(directory: Directory) -> tuple[dict[str, Stamp], int]:
                 if stamp is not None:
                     found[name] = stamp
     return found, changed_ns
+
+
+def blob_of(directory: Directory, name: str) -> BlobRef:
+    """Of the blob that a file's bytes are. Raises FileNotFoundError, Strange."""
+    fd = directory.open(name)
+    try:
+        return blob_of_open(fd)
+    finally:
+        os.close(fd)
+
+
+def blob_of_open(fd: int) -> BlobRef:
+    """The same of a file that was opened just now."""
+    size = 0
+    found: list[str] = []
+    with open(fd, "rb", closefd=False) as file:
+        while piece := file.read(CHUNK):
+            size += len(piece)
+            found.append(sha256(piece))
+    return manifest_of(size, found or [sha256(b"")]).ref
 
 
 @dataclass(frozen=True, slots=True)

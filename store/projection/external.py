@@ -12,11 +12,9 @@ from typing import Any, Final
 import trio
 
 from store import history
-from store.driver import CHUNK
-from store.drivers.chunks import manifest_of, sha256
 from store.errors import ChatNotFound, CorruptBlob, Damage
 from store.fold import ChatState, fold
-from store.model import ChatId, Digest, Millis
+from store.model import ChatId, Digest, Millis, created_ms
 from store.projection import copies, form, portable
 from store.projection.copies import Copy
 from store.projection.tree import Directory, Stamp, stamp_of
@@ -42,7 +40,7 @@ class External:
     @property
     def created(self) -> Millis:
         """When it was made."""
-        return Millis(form.created_ms(self.id))
+        return created_ms(self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,7 @@ class Attachments:
                     stamp = stamp_of(os.fstat(fd))
                     key = external.directory, name, digest
                     if self._sound.get(key) != stamp:
-                        if _digest(fd) != digest:
+                        if copies.blob_of_open(fd).digest != digest:
                             raise CorruptBlob(f"{attachments.shown}/{name} isn't what the chat's log says that it is")
                         if len(self._sound) >= _SOUND_MAX:
                             self._sound.clear()
@@ -113,14 +111,3 @@ class Attachments:
             return await trio.to_thread.run_sync(look)
         except FileNotFoundError as error:
             raise ChatNotFound(f"{external.name!r} has no attachment {name!r} in the project any more") from error
-
-
-def _digest(fd: int) -> Digest:
-    """Of the blob that a file's bytes are."""
-    size = 0
-    found: list[str] = []
-    with open(fd, "rb", closefd=False) as file:
-        while piece := file.read(CHUNK):
-            size += len(piece)
-            found.append(sha256(piece))
-    return manifest_of(size, found or [sha256(b"")]).digest

@@ -19,7 +19,7 @@ import orjson
 from store.errors import InvalidName
 from store.events import is_labels
 from store.metadata import timestamp
-from store.model import TS_MAX, ChatId, directory_name, is_title, is_uuid
+from store.model import ChatId, created_ms, directory_name, is_title, is_uuid
 
 VERSION: Final = 1
 """Of the projected form."""
@@ -55,12 +55,6 @@ def slug(name: str) -> str:
     """A chat's name in lower-case ASCII letters, digits and hyphens: "chat" where nothing of it is left."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain)[:_SLUG_MAX].strip("-") or "chat"
-
-
-def created_ms(chat: ChatId) -> int:
-    """When a chat was made: its id says so in every copy. 0 where it doesn't."""
-    ms = int(chat[:8] + chat[9:13], 16)
-    return ms if chat[14] in "78" and ms <= TS_MAX else 0
 
 
 def directory(chat: ChatId, name: str) -> str:

@@ -5,21 +5,25 @@ Concurrency: trio; files are copied in threads.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import re
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final
 
 import trio
 
-from store import durability
+from store import durability, unlinked
 from store.projection import form
 from store.projection.tree import Directory, is_temporary
 
 if TYPE_CHECKING:
     from store.chat import Chat
 
-_LABEL = "projection.scratch"
+_LABEL: Final = "projection.scratch"
+_BESIDE: Final = re.compile(r"\..+\.[0-9a-f]{16}\.projection\.tmp")
+"""What a scratch file is called until it is whole."""
 
 
 async def leave(chat: Chat, chats: Directory, name: str, others: Sequence[str], tell: Callable[[str], None]) -> None:
@@ -63,48 +67,59 @@ def _remove_own(directory: Directory) -> None:
 
 
 async def keep_unknown(chat: Chat, directory: Directory, names: Sequence[str]) -> None:
-    """Files that aren't chatfs's, as scratch files of the chat: what is there already stays, under its name."""
+    """Files that aren't chatfs's, as scratch files of the chat: what is there already stays, under its name.
+
+    Raises QuotaExceeded; those before the first that doesn't fit are kept.
+    """
     scratch = os.path.join(chat.directory, "scratch")
-
-    def copy(name: str) -> None:
-        if directory.stamp(name) is None:
-            return
-        os.makedirs(scratch, mode=0o700, exist_ok=True)
-        beside = os.path.join(scratch, f".{name[:100]}.projection.tmp")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(beside)
-        fd = durability.create(_LABEL, beside)
-        try:
-            for piece in directory.pieces(name):
-                durability.write_all(_LABEL, fd, piece)
-        finally:
-            os.close(fd)
-        target = _place_for(scratch, name, beside)
-        if target is None:
-            os.unlink(beside)
-        else:
-            durability.system.rename(_LABEL, beside, target)
-
     for name in names:
-        await trio.to_thread.run_sync(copy, name)
+        if directory.stamp(name) is not None:
+            target = await trio.to_thread.run_sync(_place_for, scratch, directory, name)
+            if target is not None:
+                os.makedirs(scratch, mode=0o700, exist_ok=True)
+                await _copy(chat, directory.pieces(name), target)
 
 
-def _place_for(scratch: str, name: str, beside: str) -> str | None:
-    """Where a file of those bytes goes; None where it is there already."""
+async def _copy(chat: Chat, pieces: Iterator[bytes], target: str) -> None:
+    """Each piece is charged before it is written: somebody may be adding to the file."""
+    scratch, name = os.path.split(target)
+    _sweep(scratch)
+    beside = os.path.join(scratch, f".{name[:100]}.{secrets.token_hex(8)}.projection.tmp")
+    fd = durability.create(_LABEL, beside)
+    try:
+        unlinked.hold(fd)
+        while piece := await trio.to_thread.run_sync(next, pieces, b""):
+            async with chat.workspace.quota.taking(functools.partial(len, piece)):
+                await trio.to_thread.run_sync(durability.write_all, _LABEL, fd, piece)
+        durability.system.rename(_LABEL, beside, target)
+    except BaseException:
+        durability.discard(_LABEL, beside)
+        raise
+    finally:
+        os.close(fd)
+
+
+def _sweep(scratch: str) -> None:
+    """Remove what crashes have left here: nobody has it open."""
+    for name in os.listdir(scratch):
+        if _BESIDE.fullmatch(name):
+            unlinked.remove_closed(_LABEL, os.path.join(scratch, name))
+
+
+def _place_for(scratch: str, directory: Directory, name: str) -> str | None:
+    """Where a file goes; None where its bytes are there already."""
     number, target = 1, os.path.join(scratch, name)
     while os.path.lexists(target):
-        if _same(target, beside):
+        if _same(target, directory, name):
             return None
         number += 1
         target = os.path.join(scratch, f"{name[:100]}.{number}")
     return target
 
 
-def _same(one: str, other: str) -> bool:
-    if os.path.islink(one) or not os.path.isfile(one) or os.path.getsize(one) != os.path.getsize(other):
+def _same(path: str, directory: Directory, name: str) -> bool:
+    stamp = directory.stamp(name)
+    if os.path.islink(path) or not os.path.isfile(path) or stamp is None or os.path.getsize(path) != stamp.size:
         return False
-    with open(one, "rb") as first, open(other, "rb") as second:
-        while piece := first.read(1 << 20):
-            if second.read(1 << 20) != piece:
-                return False
-    return True
+    with open(path, "rb") as file:
+        return all(file.read(len(piece)) == piece for piece in directory.pieces(name)) and not file.read(1)

@@ -27,7 +27,7 @@ from store.errors import InvalidName, StoreError
 from store.events import is_labels
 from store.fold import fold
 from store.intake import accept
-from store.model import ChatId, Entry, Millis, Seq, directory_name, is_title, is_uuid
+from store.model import ChatId, Entry, Millis, Seq, created_ms, directory_name, is_title, is_uuid
 from store.projection import compare, copies, form, portable, take_in
 from store.projection.tree import Directory
 from store.workspace_state import Place
@@ -110,10 +110,10 @@ class _Moving:
         for one in found:
             with self._chats.sub(one.name) as directory:
                 for attachment in one.attachments:
-                    await take_in.put_file(self._workspace.driver, directory, attachment)
+                    await take_in.put_file(self._workspace, directory, attachment)
         fields = _fields(self._chat, [one.fields for one in found], lines)
         with self._chats.sub(newest.name) as directory:
-            await take_in.bring_bytes(self._workspace.driver, lines, directory, self._problems.append)
+            await take_in.bring_bytes(self._workspace, lines, directory, self._problems.append)
             if self._chat not in self._workspace.state.chats:
                 place = Place(fields["place"])
                 made = await take_in.new_chat(self._workspace, self._chat, fields["name"], lines, place=place)
@@ -186,7 +186,7 @@ def _lines(chat: ChatId, text: bytes) -> list[bytes]:
             raise Unreadable(f"{form.HISTORY}: {error}") from error
         stored = codec.parse(line.strip())
         origin = new.origin if stored is None or stored.origin is None else stored.origin
-        ts, actor = (form.created_ms(chat), _ACTOR) if origin is None else (origin.ts, origin.actor)
+        ts, actor = (created_ms(chat), _ACTOR) if origin is None else (origin.ts, origin.actor)
         entries.append(Entry(Seq(number), Millis(ts), actor, new.data, 0))
     return portable.stream(entries)
 

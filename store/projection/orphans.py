@@ -15,7 +15,6 @@ from typing import Final
 
 import trio
 
-from store.driver import Driver
 from store.errors import StoreError
 from store.model import ChatId, Digest
 from store.projection import copies, durable, form, leaving, take_in
@@ -41,20 +40,22 @@ def candidates(name: str, chats: Iterable[ChatId]) -> list[ChatId]:
 
 
 async def keep_bytes(
-    driver: Driver, chats: Directory, names: Iterable[str], tell: Callable[[str], None]
+    workspace: Workspace, chats: Directory, names: Iterable[str], tell: Callable[[str], None]
 ) -> list[Orphan]:
-    """Read them, and put their attachments' bytes into the store. `tell` hears of those that can't be read."""
+    """Read them, and put their attachments' bytes into the store. `tell` hears of those where that can't be."""
     found: list[Orphan] = []
     for name in names:
         try:
             copy = await trio.to_thread.run_sync(copies.read, chats, name)
             with chats.sub(name) as directory:
-                digests = {file: (await take_in.put_file(driver, directory, file)).digest for file in copy.attachments}
+                digests = {
+                    file: (await take_in.put_file(workspace, directory, file)).digest for file in copy.attachments
+                }
         except FileNotFoundError:
             continue  # it was removed meanwhile
         except (StoreError, OSError) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            tell(f"{chats.shown}/{name} can't be read: {why}")
+            tell(f"{chats.shown}/{name} isn't taken in: {why}")
             continue
         found.append(Orphan(name, copy, digests))
     return found

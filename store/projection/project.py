@@ -26,9 +26,8 @@ import trio
 
 from store import events as ev
 from store.chat import Chat
-from store.errors import ChatNotFound, ReadOnly, StoreError
-from store.importing import numbered
-from store.model import ChatId, WorkspaceId, workspace_space
+from store.errors import ChatNotFound, QuotaExceeded, ReadOnly, StoreError
+from store.model import ChatId, WorkspaceId, numbered, workspace_space
 from store.projection import binding as bindings
 from store.projection import external, form, leaving, older, older_store, orphans, resting, tail, take_in
 from store.projection.binding import CHATS, ROOT, Binding
@@ -236,7 +235,7 @@ class Project:
                 seen = await self._start(chats, report)
                 wanted = None if only is None else set(only)
                 sync = ChatSync(self.workspace, chats, self.git, mark, report)
-                nobodys = await orphans.keep_bytes(self.workspace.driver, chats, seen.orphans, report.problems.append)
+                nobodys = await orphans.keep_bytes(self.workspace, chats, seen.orphans, report.problems.append)
                 for orphan in nobodys:
                     chat = await orphans.owner(self.workspace, orphan) if orphan.copy.lines else None
                     if chat is not None:
@@ -375,11 +374,15 @@ class Project:
     async def _import(self, chats: Directory, there: External, tell: Callable[[str], None]) -> Chat:
         read = await external.read(self.root, there)
         with chats.sub(there.directory) as directory:
-            await take_in.bring_bytes(self.workspace.driver, read.lines, directory, tell)
+            room = sum(map(len, read.lines))  # at least: an entry has more than its line
+            await take_in.bring_bytes(self.workspace, read.lines, directory, tell, room=room)
             name = await free_name(self.workspace, str(there.fields.get("name", there.name)), there.id)
             made = await take_in.new_chat(self.workspace, there.id, name, read.lines, place=there.place)
             await take_in.say(made, there.fields)
-            await leaving.keep_unknown(made, directory, read.copy.others)
+            try:
+                await leaving.keep_unknown(made, directory, read.copy.others)
+            except QuotaExceeded as error:
+                tell(f"other files than the chat's stay in {directory.shown} alone: {error}")
         self.externals.pop(there.id, None)
         return made
 

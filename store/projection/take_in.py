@@ -16,9 +16,8 @@ from store import events as ev
 from store.driver import Driver
 from store.errors import BlobNotFound, NameTaken, SeqConflict
 from store.fold import fold
-from store.importing import numbered
-from store.model import BlobRef, ChatId, NewEntry, Seq
-from store.projection import form, portable
+from store.model import BlobRef, ChatId, Digest, NewEntry, Seq, numbered
+from store.projection import copies, form, portable
 from store.projection.tree import Directory
 from store.workspace_state import Place
 
@@ -42,27 +41,52 @@ async def _pieces(directory: Directory, name: str) -> AsyncIterator[bytes]:
         found.close()  # type: ignore[attr-defined]
 
 
-async def put_file(driver: Driver, directory: Directory, name: str) -> BlobRef:
-    """A file of attachments/ as a blob. Raises FileNotFoundError, Strange."""
+async def put_file(workspace: Workspace, directory: Directory, name: str) -> BlobRef:
+    """A file of attachments/ as a blob. Raises FileNotFoundError, Strange, QuotaExceeded before any of it is stored."""
     with directory.sub(form.ATTACHMENTS) as attachments:
-        return await driver.blobs.put(_pieces(attachments, name))
+        if workspace.quota.limited:
+            ref = await trio.to_thread.run_sync(copies.blob_of, attachments, name)
+            if await has(workspace.driver, ref.digest):
+                return ref
+            # Not in flight while it is read: that may take any time. It counts when an entry names it.
+            async with workspace.quota.taking(int, {ref.digest: ref.size}):
+                pass
+        return await workspace.driver.blobs.put(_pieces(attachments, name))
 
 
-async def bring_bytes(driver: Driver, lines: Sequence[bytes], directory: Directory, tell: Tell) -> None:
-    """The bytes that the lines' attachments need, where the store hasn't got them."""
+async def has(driver: Driver, digest: Digest) -> bool:
+    """Whether the store has a blob."""
+    try:
+        await driver.blobs.stat(digest)
+    except BlobNotFound:
+        return False
+    return True
+
+
+async def bring_bytes(
+    workspace: Workspace, lines: Sequence[bytes], directory: Directory, tell: Tell, *, room: int = 0
+) -> None:
+    """The bytes that the lines' attachments need, where the store hasn't got them.
+
+    Raises QuotaExceeded before any are stored, also where `room` bytes more wouldn't fit.
+    """
     state = await trio.to_thread.run_sync(lambda: fold(portable.entries_of(lines)))
-    for found in state.attachments.values():
+    missing = [found for found in state.attachments.values() if not await has(workspace.driver, found.digest)]
+    sizes = {found.digest: found.size for found in missing}
+    if missing or room:
+        await workspace.quota.require(room, sizes)
+    if missing:
+        async with workspace.quota.taking(int, sizes):
+            pass
+    for found in missing:
+        where = f"{directory.shown}/{form.ATTACHMENTS}/{found.name}"
         try:
-            await driver.blobs.stat(found.digest)
-        except BlobNotFound:
-            where = f"{directory.shown}/{form.ATTACHMENTS}/{found.name}"
-            try:
-                brought = await put_file(driver, directory, found.name)
-            except FileNotFoundError:
-                tell(f"{where} is missing: the chat has the attachment without its bytes")
-                continue
-            if brought.digest != found.digest:
-                tell(f"{where} isn't what the chat's log says: it is taken as a newer version")
+            brought = await put_file(workspace, directory, found.name)
+        except FileNotFoundError:
+            tell(f"{where} is missing: the chat has the attachment without its bytes")
+            continue
+        if brought.digest != found.digest:
+            tell(f"{where} isn't what the chat's log says: it is taken as a newer version")
 
 
 async def take_lines(chat: Chat, durable: Sequence[bytes], wanted: Sequence[bytes], seq: Seq) -> None:

@@ -2,7 +2,8 @@
 
 A name is one component; it is looked up in its directory alone, and a symbolic link is never followed: a link, a device
 or a pipe in a file's place counts as a stranger's (`Strange`). Changes pass the durability seam as
-`/proc/self/fd/N/name`, which is what openat(2) would do, with the label `projection.write` or a more exact one.
+`/proc/self/fd/N/name`, which is what openat(2) would do, with a label such as `projection.write`: what stands before
+the dot is the directory's.
 
 Files have the modes that the user's umask gives, as git's have: not the store's.
 
@@ -66,16 +67,17 @@ def is_temporary(name: str) -> bool:
 
 
 class Directory:
-    """An open directory. `shown` is its path, for messages."""
+    """An open directory. `shown` is its path, for messages; `label` the beginning of those of its system calls."""
 
-    def __init__(self, fd: int, shown: str) -> None:
+    def __init__(self, fd: int, shown: str, label: str = "projection") -> None:
         self.fd = fd
         self.shown = shown
+        self._label = label
 
     @classmethod
-    def at(cls, path: str) -> Directory:
+    def at(cls, path: str, label: str = "projection") -> Directory:
         """Open a directory by its path, whose last component isn't a link. Raises OSError."""
-        return cls(os.open(path, _DIRECTORY), path)
+        return cls(os.open(path, _DIRECTORY), path, label)
 
     def close(self) -> None:
         """Let go of it."""
@@ -101,7 +103,7 @@ class Directory:
     def sub(self, name: str) -> Directory:
         """A directory in it. Raises FileNotFoundError, Strange."""
         try:
-            return Directory(os.open(name, _DIRECTORY, dir_fd=self.fd), f"{self.shown}/{name}")
+            return Directory(os.open(name, _DIRECTORY, dir_fd=self.fd), f"{self.shown}/{name}", self._label)
         except OSError as error:
             if error.errno in {errno.ENOTDIR, errno.ELOOP}:
                 raise self._strange(name, "a directory") from error
@@ -110,9 +112,10 @@ class Directory:
     def make(self, name: str) -> Directory:
         """The same, made where it isn't there."""
         with contextlib.suppress(FileExistsError):
-            path = self.path(name)
-            durability.system.mkdir("projection.mkdir", path)
-            os.chmod(path, 0o777 & ~_umask())
+            durability.system.mkdir(f"{self._label}.mkdir", self.path(name))
+            made = self.sub(name)
+            os.fchmod(made.fd, 0o777 & ~_umask())
+            return made
         return self.sub(name)
 
     def names(self) -> list[str]:
@@ -156,6 +159,14 @@ class Directory:
         except FileNotFoundError:
             return False
 
+    def mode(self, name: str) -> int | None:
+        """A regular file's permissions; None where there is none."""
+        try:
+            found = os.stat(name, dir_fd=self.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return stat.S_IMODE(found.st_mode) if stat.S_ISREG(found.st_mode) else None
+
     @property
     def changed_ns(self) -> int:
         """When a name in it last came or went."""
@@ -198,27 +209,29 @@ class Directory:
         pieces: Iterable[bytes],
         *,
         executable: bool = False,
+        mode: int | None = None,
         beside: Directory,
         expected: Stamp | EllipsisType | None = ...,
     ) -> Stamp:
         """Put bytes in place of a file, whole or not at all; `beside` is where they are until then. Durable bytes.
 
-        `expected` is how the file that is replaced looks (None: there is none). Raises Moved where it looks otherwise.
+        The file's mode is `mode`, or what the umask gives. `expected` is how the file that is replaced looks (None:
+        there is none). Raises Moved where it looks otherwise.
         """
         temporary = f".{name[:100]}.{secrets.token_hex(8)}{_SUFFIX}"
         path = beside.path(temporary)
-        fd = durability.create("projection.create", path)
+        fd = durability.create(f"{self._label}.create", path)
         try:
-            os.fchmod(fd, (0o777 if executable else 0o666) & ~_umask())
+            os.fchmod(fd, (0o777 if executable else 0o666) & ~_umask() if mode is None else mode)
             for piece in pieces:
-                durability.write_all("projection.write", fd, piece)
-            durability.system.fsync("projection.fsync", fd)
+                durability.write_all(f"{self._label}.write", fd, piece)
+            durability.system.fsync(f"{self._label}.fsync", fd)
             self._require_file(name)
             self._require_stamp(name, expected)
-            durability.system.rename("projection.rename", path, self.path(name))
+            durability.system.rename(f"{self._label}.rename", path, self.path(name))
             return stamp_of(os.fstat(fd))
         except BaseException:
-            durability.discard("projection.discard", path)
+            durability.discard(f"{self._label}.discard", path)
             raise
         finally:
             os.close(fd)
@@ -251,7 +264,9 @@ class Directory:
         if not data:
             return expected
         try:
-            fd = durability.system.open("projection.append", self.path(name), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
+            fd = durability.system.open(
+                f"{self._label}.append", self.path(name), os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW
+            )
         except FileNotFoundError:
             return None
         try:
@@ -260,8 +275,8 @@ class Directory:
                 return None
             if found.st_nlink > 1:
                 return self.extend(name, data, expected)
-            durability.write_all("projection.append", fd, data)
-            durability.system.fdatasync("projection.fsync", fd)
+            durability.write_all(f"{self._label}.append", fd, data)
+            durability.system.fdatasync(f"{self._label}.fsync", fd)
             after = stamp_of(os.fstat(fd))
             # Somebody may have put another file in its place meanwhile, or have written to it.
             return after if after.size == expected.size + len(data) and self.stamp(name) == after else None
@@ -282,13 +297,13 @@ class Directory:
         """Give a directory another name, which nobody has. Raises FileExistsError."""
         if self.exists(to):
             raise FileExistsError(errno.EEXIST, "exists", to)
-        durability.system.rename("projection.move", self.path(name), self.path(to))
+        durability.system.rename(f"{self._label}.move", self.path(name), self.path(to))
 
     def move(self, name: str, other: Directory, to: str) -> None:
         """The same into another directory."""
         if other.exists(to):
             raise FileExistsError(errno.EEXIST, "exists", to)
-        durability.system.rename("projection.move", self.path(name), other.path(to))
+        durability.system.rename(f"{self._label}.move", self.path(name), other.path(to))
 
     def exists(self, name: str) -> bool:
         """Whether there is anything of that name."""
@@ -301,14 +316,14 @@ class Directory:
     def unlink(self, name: str) -> None:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
-            durability.system.unlink("projection.unlink", self.path(name))
+            durability.system.unlink(f"{self._label}.unlink", self.path(name))
 
     def remove_tree(self, name: str) -> None:
         """Remove a directory with all that is in it: under another name first, so that half of it is never seen."""
         gone = name
         if not is_temporary(name):
             gone = f".{name[:100]}.{secrets.token_hex(8)}{_SUFFIX}"
-            durability.system.rename("projection.remove", self.path(name), self.path(gone))
+            durability.system.rename(f"{self._label}.remove", self.path(name), self.path(gone))
         self._remove(gone)
 
     def _remove(self, name: str) -> None:
@@ -317,8 +332,12 @@ class Directory:
                 if directory.is_directory(inner):
                     directory._remove(inner)  # noqa: SLF001 - its own class
                 else:
-                    durability.system.unlink("projection.remove", f"/proc/self/fd/{directory.fd}/{inner}")
-        durability.system.rmdir("projection.remove", self.path(name))
+                    durability.system.unlink(f"{self._label}.remove", f"/proc/self/fd/{directory.fd}/{inner}")
+        durability.system.rmdir(f"{self._label}.remove", self.path(name))
+
+    def sync(self) -> None:
+        """Make the names in it durable."""
+        durability.system.fsync(f"{self._label}.fsync", self.fd)
 
     def sweep(self) -> None:
         """Remove what crashes have left here."""

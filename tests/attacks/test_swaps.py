@@ -199,3 +199,24 @@ def test_a_project_is_swapped(target: Target, place: str) -> None:
     assert tree(mine) == before
     found = [path for path, text in tree(target.store).items() if isinstance(text, bytes) and SECRET.encode() in text]
     assert found == []
+
+
+@pytest.mark.parametrize("place", [".jp", ".jp/conversations", ".jp/locks"])
+def test_a_project_of_jp_is_swapped(target: Target, place: str) -> None:
+    """While conversations are written to it: nothing is written where a link leads."""
+    project, outside = target.root / "project", target.root / "outside"
+    for each, text in ((project, "harmless"), (outside, SECRET)):
+        jp_project(each, text)
+        (each / ".jp/locks").mkdir()
+    line = target.root / "line"
+    line.write_bytes(b'{"role":"user","content":"more"}\n')
+    target.run("import", "jp", project, "--workspace", "demo")
+    before = tree(outside)
+    with swapped(project / place, outside / place):
+        for _ in range(12):
+            code, _, err = target.run("append", "demo/Plan-a-trip", line)
+            assert code == 0, err
+            _, _, err = target.run("export", "jp", "demo", project)
+            assert "Traceback" not in err
+            assert "internal error" not in err
+    assert tree(outside) == before

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from fusefs.scratch import FILES_MAX
 from store.library import open_store
 from tests.mount.test_quota import leave, mounting_beside, used
 from tests.support.mounts import Chat, Mounted, mounting
@@ -38,6 +39,34 @@ def test_symbolic_links_count(made: tuple[Mounted, Chat]) -> None:
         (chat.directory / "another").symlink_to("tt")
     (chat.directory / "link").unlink()
     (chat.directory / "another").symlink_to("tt")
+
+
+@pytest.mark.parametrize(("place", "area"), [(".", "scratch"), ("attachments", "scratch-attachments")])
+def test_empty_files_dont_use_up_the_inodes(made: tuple[Mounted, Chat], place: str, area: str) -> None:
+    """With a quota or without one: there are only so many in a directory."""
+    mounted, chat = made
+    (log,) = mounted.store.glob("workspace/*/chats/*/history.jsonl")
+    kept = log.parent / area
+    kept.mkdir(mode=0o700)
+    (kept / ".first").touch(mode=0o600)
+    for number in range(1, FILES_MAX):  # links, which are sooner made
+        os.link(kept / ".first", kept / f".{number}")
+    directory = chat.directory / place
+    first, another = directory / ".first", directory / ".another"
+    with refused(errno.EDQUOT):
+        another.touch()
+    with refused(errno.EDQUOT):
+        another.symlink_to("x")
+    first.touch()
+    first.rename(another)
+    (directory / ".1").unlink()
+    first.write_bytes(b"x")
+    with refused(errno.EDQUOT):
+        (directory / ".1").touch()
+    # What can't be an entry is kept, where there is room.
+    mounted.expected_trouble += ["was refused"]
+    with refused(errno.EDQUOT if area == "scratch" else errno.EINVAL), chat.jsonl.open("ab", buffering=0) as log:
+        log.write(b'{"unfinished":')
 
 
 def test_what_is_written_to_chat_json_and_not_saved_counts(made: tuple[Mounted, Chat]) -> None:

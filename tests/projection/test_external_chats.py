@@ -82,3 +82,13 @@ async def test_where_the_lines_are_others_than_those_that_were_read_that_is_know
         await take_in.take_lines(there, [], chat.lines[2:], Seq(3))
         assert (await chats.is_taken_in(chat, there), chat.is_reset) == (True, True)
         await chats.aclose()
+
+
+async def test_one_that_is_taken_in_began_when_it_did_before(me: Person, tmp_path: Path) -> None:
+    id_ = ChatId(await external(me, tmp_path))
+    async with person(f"file://{tmp_path}/other", me.directory) as other:
+        await other.project.look()
+        before = other.project.externals[id_].created
+        await other.project.import_external(id_)
+        record = (await other.workspace.load()).chats[id_]
+        assert (record.created, record.changed > before) == (before, True)

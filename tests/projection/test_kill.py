@@ -186,7 +186,7 @@ def test_the_next_start_finishes_what_a_kill_has_left(tmp_path: Path) -> None:
     expected = final(*work)
     assert len(expected) == 14
     assert sum(projected == "projected" for *_, projected in expected.values()) == 11
-    every = torture.rounds(11, 1)
+    every = torture.either(11, 1)
     at = 1 + torture.seeded("projection kill").randrange(every)
     kills = 0
     while True:

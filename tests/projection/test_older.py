@@ -200,7 +200,7 @@ def test_the_next_start_finishes_what_a_kill_has_left(tmp_path: Path) -> None:
     assert not run(store, project, begin)
     originals = contents(project / ".chatfs" / "chats")
     shutil.copytree(work, kept)
-    every = torture.rounds(7, 1)
+    every = torture.either(7, 1)
     at = 1 + torture.seeded("older kill").randrange(every)
     kills = 0
     while run(store, project, bring_together, at, after=kills % 2 == 1):

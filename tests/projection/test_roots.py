@@ -96,7 +96,7 @@ def test_a_kill_between_the_two_roots(  # noqa: PLR0915 - one story
     allowed.add(place())
     assert len(allowed) == 2
     assert not run(store, project, look)
-    every = torture.rounds(4, 1)
+    every = torture.either(4, 1)
     at = 1 + torture.seeded(f"roots {act.__name__}").randrange(every)
     kills = 0
     while True:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from typing import Any
+
 import pytest
 
+from store import durability
 from store.errors import Conflict
+from store.importers.jp_format import began
 from store.library import open_store
+from store.model import clock_ms
 from store.workspace_state import Place
 from tests.support.jp import (
     CONFIG,
@@ -222,3 +228,70 @@ async def test_what_was_archived_here_is_archived_there_and_stays_archived_here(
     (exported,) = await export_all(workspace, tmp_path)
     assert exported.path == path
     assert metadata_in(tmp_path) == METADATA
+
+
+async def test_the_copy_in_the_users_storage_is_moved_too(workspace, tmp_path, monkeypatch):
+    """JP would show the conversation as a living one of the user's own else."""
+    monkeypatch.setenv("JP_USER_DATA_DIR", str(tmp_path / "data"))
+    path = write(tmp_path / "trips")
+    (tmp_path / "trips" / ".jp" / ".id").write_text("otvo8\n")
+    own = tmp_path / "data" / "workspace" / "trips-otvo8" / "conversations"
+    shutil.copytree(path, own / str(ID))
+    shutil.copytree(path, own / str(ID + 1))
+    await import_all(workspace, tmp_path / "trips")
+    record = next(iter((await workspace.load()).chats.values()))
+    for place, where in ((Place.ARCHIVE, own / ".archive"), (Place.CHATS, own)):
+        await workspace.move_chat(record.id, place, record.name, "vim")
+        await export_all(workspace, tmp_path / "trips")
+        assert (where / str(ID)).is_dir()
+        assert sorted(path.name for path in own.rglob(f"{ID}*")) == [str(ID)]
+        assert (own / str(ID + 1)).is_dir()
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+async def test_an_export_that_failed_before_it_archived_takes_nothing_back(workspace, tmp_path, monkeypatch, failing):
+    monkeypatch.setenv("JP_USER_DATA_DIR", str(tmp_path / "data"))
+    path = write(tmp_path / "trips")
+    (tmp_path / "trips" / ".jp" / ".id").write_text("otvo8\n")
+    own = tmp_path / "data" / "workspace" / "trips-otvo8" / "conversations"
+    shutil.copytree(path, own / path.name)
+    await import_all(workspace, tmp_path / "trips")
+    record = next(iter((await workspace.load()).chats.values()))
+    await workspace.move_chat(record.id, Place.ARCHIVE, record.name, "vim")
+    await edit(workspace, "in May?", "in June?")
+    moves = 0
+    rename = durability.system.rename
+
+    def fail(label: str, *words: Any) -> None:
+        nonlocal moves
+        moves += label in {"jp.move", "jp.export"}
+        if moves == failing:
+            raise OSError(28, "No space left on device")
+        rename(label, *words)
+
+    monkeypatch.setattr(durability.system, "rename", fail)
+    with pytest.raises(OSError, match="No space left"):
+        await export_all(workspace, tmp_path / "trips")
+    monkeypatch.setattr(durability.system, "rename", rename)
+    (again,) = await import_all(workspace, tmp_path / "trips")
+    assert again.record is not None
+    assert again.record.place is Place.ARCHIVE
+    (exported,) = await export_all(workspace, tmp_path / "trips")
+    assert exported.path == path.parent / ".archive" / path.name
+    assert events_in(tmp_path / "trips")[1]["content"] == "Where to in June?"
+    assert sorted(found.parent.name for found in own.rglob(f"{ID}*")) == [".archive"]
+    (again,) = await import_all(workspace, tmp_path / "trips")
+    assert again.record is not None
+    assert again.record.place is Place.ARCHIVE
+
+
+# ---- times
+
+
+async def test_a_conversation_began_when_it_began_and_changes_when_it_is_imported(workspace, tmp_path):
+    write(tmp_path, archived=True)
+    before = clock_ms()
+    (stored,) = await import_all(workspace, tmp_path)
+    assert stored.record is not None
+    assert (stored.record.created, stored.record.place) == (began(ID), Place.ARCHIVE)
+    assert stored.record.changed >= before

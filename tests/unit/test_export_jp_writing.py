@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -12,6 +13,7 @@ import pytest
 from store import durability
 from store.errors import Conflict, InvalidInput
 from store.library import open_store
+from store.projection.tree import Strange
 from tests.support.jp import (
     ID,
     edit,
@@ -77,7 +79,7 @@ async def test_an_export_holds_the_lock_while_it_writes(workspace, tmp_path, mon
     rename = durability.system.rename
 
     def look(label: str, source: Any, target: Any) -> None:
-        if label == "jp.export":
+        if label.startswith("jp."):
             lock = tmp_path / ".jp" / "locks" / f"jp-c{ID}.lock"
             with lock.open() as file, pytest.raises(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -101,7 +103,7 @@ async def test_a_failed_export_leaves_what_was_there(workspace, tmp_path, monkey
     real = getattr(durability.system, call)
 
     def fail(label: str, *words: Any) -> Any:
-        if label == "jp.export":
+        if label.startswith("jp."):
             raise OSError(28, "No space left on device")
         return real(label, *words)
 
@@ -153,3 +155,29 @@ async def test_symbolic_links_are_not_written_through(workspace, tmp_path):
         with pytest.raises((OSError, InvalidInput), match="a symbolic link, which isn't followed"):
             await export_all(workspace, target)
         assert list(outside.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", [".jp", ".jp/conversations", ".jp/conversations/.archive", f"{ID}-plan-a-trip"])
+async def test_links_that_come_meanwhile_are_not_written_through(workspace, tmp_path, monkeypatch, place):
+    target, outside = tmp_path / "target", tmp_path / "outside"
+    path = write(target, archived=True)
+    await import_all(workspace, target)
+    await edit(workspace, "in May?", "in June?")
+    write(outside, archived=True)
+    before = {file: file.read_bytes() for file in outside.rglob("*") if file.is_file()}
+    swapped = []
+
+    def swap(label: str, *words: Any) -> Any:
+        if label.startswith("jp.") and not swapped:
+            relative = place if place.startswith(".") else str(path.relative_to(target))
+            swapped.append(target / relative)
+            swapped[0].rename(tmp_path / "aside")
+            swapped[0].symlink_to(outside / relative)
+        return opened(label, *words)
+
+    opened = durability.system.open
+    monkeypatch.setattr(durability.system, "open", swap)
+    with contextlib.suppress(OSError, Strange):
+        await export_all(workspace, target)
+    assert swapped
+    assert {file: file.read_bytes() for file in outside.rglob("*") if file.is_file()} == before

@@ -109,6 +109,7 @@ async def test_over_the_quota_all_that_isnt_growth_works(workspace: Workspace) -
     await chat.rename_attachment("a", "b", ME)
     await chat.remove_attachment("b", ME)
     await chat.remove_message("m", ME)
+    await compact(chat, keep=0)
     await workspace.trash_chat(chat.id, ME)
     await workspace.change(ME, title="Full")
     assert (await workspace.load()).title == "Full"
