@@ -50,6 +50,7 @@ class Space(Appending[S]):
         "_name",
         "_opening",
         "_snapshot",
+        "_untold",
         "_users",
         "snapshots",
         "source",
@@ -94,6 +95,8 @@ class Space(Appending[S]):
         self._snapshot: tuple[int, int] | None = (0, 0)
         """Of which seq the latest snapshot is, and how many bytes the log had; None: they can't be written."""
         self._users = 0
+        self._untold = False
+        """Whether the state was taking in entries when that was cancelled: nobody was told what these did."""
         self._lock = trio.Lock()
 
     @property
@@ -213,7 +216,7 @@ class Space(Appending[S]):
             if fresh and load:
                 await self._begin(log)
             if self.state is not None:
-                effect = await self._fold(log, collect=not fresh)
+                effect = await self._fold_all(log, collect=not fresh)
             if log.damage is not None and self.damage is None:
                 self._set_damage(log.damage, log)
             self._head = log.head
@@ -247,6 +250,19 @@ class Space(Appending[S]):
                 await replay(opened, begun.state)
             self._set_damage(begun.damage, opened)
         self.state = begun.state
+
+    async def _fold_all(self, opened: AppendLog, *, collect: bool) -> Change | None:
+        """`_fold`, until the state has all of the log, what is appended meanwhile, too.
+
+        So the head is never ahead of the state: what is between would be told to nobody, and be read before it is told.
+        """
+        untold, self._untold = self._untold, True
+        effect = await self._fold(opened, collect=collect)
+        while self.state is not None and self.damage is None and self.state.seq < opened.head.seq:
+            more = await self._fold(opened, collect=collect)
+            effect = None if effect is None or more is None else all_of([effect, more])
+        self._untold = False
+        return None if untold else effect
 
     async def _fold(self, opened: AppendLog, *, collect: bool) -> Change | None:
         """Take in what the log has that the state hasn't; what that did to it, where that is known."""
