@@ -33,6 +33,7 @@ TOP: Final = store_format.KNOWN | {INDEX, *(f"{INDEX}{suffix}" for suffix in ("-
 _NAMES: Final = ("names,", "~")
 """How the documents' files begin that say who has a workspace's name; no other key is too long to be a file's name."""
 _BESIDE_STORES: Final = frozenset({"lost+found"})
+_IN_OBJECTS: Final = frozenset({"announced", *(f"{number:02x}" for number in range(256))})
 _CHUNK: Final = re.compile(r"[0-9a-f-]{36}\.[0-9]+\.[0-9]+")
 _LABEL: Final = re.compile(r"[0-9a-f-]{36}\.json")
 
@@ -54,8 +55,7 @@ class LayoutCheck:
         self._count_quarantine()
         objects = context.root / "objects"
         if objects.is_dir() and not objects.is_symlink():
-            known = {path.name for path in objects.iterdir() if re.fullmatch("[0-9a-f]{2}", path.name)}
-            check_directory(context, objects, known | {"announced"}, "")
+            check_directory(context, objects, _IN_OBJECTS, "")
 
     # ---- kv
 

@@ -159,7 +159,7 @@ class Index:
     async def follow(self) -> None:
         """Bring everything up to date, then what moves, about a second after it did; for ever, and without hurry.
 
-        Where the index can't be written, this ends: a search does what it needs for itself.
+        Where the index can't be written, that is said once; with the temporary one that a search then makes, this ends.
         """
         self._follows = True
         spaces: set[SpaceId] | None = None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from store.model import Seq
 from store.registry import open_driver
 from tests.contract.backends import CHAT, SPACE, FakeClock, GitBackend, entries
 from tests.contract.git import REF, fsck, git, open_log, project
+from tests.support.disks import unwritable
 
 
 def url(path: Path) -> str:
@@ -243,19 +243,15 @@ async def test_a_mistyped_directory_is_not_made(tmp_path: Path):
     assert snapshot(tmp_path) == {}
 
 
-@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 async def test_a_repository_that_cant_be_written(git_backend: GitBackend):
     log = await open_log(git_backend)
     await log.append(entries("a"))
-    git_backend.path.chmod(0o500)
-    try:
+    with unwritable(git_backend.path):
         with pytest.raises(ReadOnly):
             await open_driver(url(git_backend.path), access=Access.WRITE)
         driver = await open_driver(url(git_backend.path), access=Access.LOOK)
         assert driver.read_only
         await driver.aclose()
-    finally:
-        git_backend.path.chmod(0o700)
 
 
 async def test_read_only_changes_nothing(git_backend: GitBackend):

@@ -6,9 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from store.errors import CorruptLog, ReadOnly, StoreFailed, StoreFull
 from store.model import Seq
 from store.registry import open_driver
 from tests.contract.backends import SPACE, FaultySystem, FileBackend, entries, faulty, take
+from tests.support.disks import unwritable
 
 
 async def open_log(backend: FileBackend) -> AppendLog:
@@ -415,21 +413,6 @@ async def test_a_waiter_that_is_cancelled_leaves_no_lock(file_backend: FileBacke
     with trio.fail_after(5):
         assert await other.append(entries("a")) == 1
         assert await log.append(entries("b")) == 2
-
-
-@contextmanager
-def unwritable(path: Path) -> Iterator[None]:
-    """A file that can be read and not written; root writes whatever the mode says, but not on a read-only mount."""
-    if os.geteuid():
-        path.chmod(0o400)
-        yield
-        return
-    subprocess.run(["mount", "--bind", path, path], check=True)
-    try:
-        subprocess.run(["mount", "-o", "remount,bind,ro", path], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "-l", path], check=True)
 
 
 async def test_a_log_that_cant_be_written_can_be_read(file_backend: FileBackend):

@@ -110,7 +110,10 @@ async def _two_drafts(url: str) -> None:
 
 async def _abandoned(url: str) -> list[tuple[str, bytes]]:
     driver = await open_driver(url)
-    found = [(draft.label["chat"], draft.read(0, 100)) for draft in await driver.blobs.abandoned()]
+    found = []
+    for draft in await driver.blobs.abandoned():
+        found.append((draft.label["chat"], draft.read(0, 100)))
+        await draft.discard()
     await driver.aclose()
     return found
 

@@ -70,7 +70,7 @@ def read_and_check(path: Path, count: int) -> None:
 
 @pytest.mark.timeout(1800 if torture.LONG else 120)
 def test_one_streams_in_and_out_in_constant_memory(tmp_path: Path) -> None:
-    count = torture.rounds(300, 4096)
+    count = torture.either(300, 4096)
     with mounting(tmp_path, "--durability", "relaxed") as mounted:
         chat = mounted.workspace().chat()
         small, large = chat.attachments / "small", chat.attachments / "large"

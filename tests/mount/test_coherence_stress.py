@@ -30,6 +30,7 @@ PATIENCE = 60
 """Seconds more that a busy machine gets for that."""
 
 
+@pytest.mark.timeout(120 + rounds(0, 60) * SECONDS)
 def test_readers_never_go_back(tmp_path: Path) -> None:
     seed = seeded("coherence").randrange(1 << 30)
     with mounting(tmp_path / "a") as here:

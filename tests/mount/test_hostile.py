@@ -150,7 +150,7 @@ def test_names_that_the_command_line_refuses(shared_mount: Mounted, chat: Chat, 
 
 
 def test_a_directory_of_very_many_attachments(shared_mount: Mounted, chat: Chat) -> None:
-    count = torture.rounds(5_000, 100_000)
+    count = torture.either(5_000, 100_000)
     names = [f"file {number:06d}" for number in range(count)]
 
     async def attach(_: StoreWorkspace, found: StoreChat) -> None:
@@ -174,7 +174,7 @@ def test_a_directory_of_very_many_attachments(shared_mount: Mounted, chat: Chat)
 
 
 def test_a_workspace_of_very_many_chats(shared_mount: Mounted, chat: Chat) -> None:
-    count = torture.rounds(3_000, 100_000)
+    count = torture.either(3_000, 100_000)
     made = [f"chat {number:06d}" for number in range(count)]
 
     async def create(workspace: StoreWorkspace, _: StoreChat) -> None:
@@ -207,7 +207,7 @@ def resident(mounted: Mounted) -> int:
 @pytest.mark.timeout(600 if torture.LONG else 60)
 def test_a_huge_attachment_in_constant_memory(mounted: Mounted, tmp_path: Path) -> None:
     chat = mounted.workspace().chat()
-    size = torture.rounds(100, 1024) << 20
+    size = torture.either(100, 1024) << 20
     source = tmp_path / "source"
     with source.open("wb") as file:
         file.truncate(size)
@@ -309,7 +309,7 @@ PIECES = {
 @pytest.mark.timeout(1800 if torture.LONG else 60)
 @pytest.mark.parametrize("kind", PIECES)
 def test_a_text_of_repetitions(shared_mount: Mounted, chat: Chat, kind: str) -> None:
-    count = torture.rounds(10_000, 1_000_000)
+    count = torture.either(10_000, 1_000_000)
     piece = PIECES[kind]
     # What is one message must fit in one line of the log, where escaping makes it longer.
     text = piece * (count if piece.startswith(b"## user\n") else min(count, LINE_MAX // 4 // (len(piece) or 1)))

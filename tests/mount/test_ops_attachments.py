@@ -7,24 +7,13 @@ import hashlib
 import mmap
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
-from tests.support.mounts import Chat, Mounted
-from tests.support.ops import EXCHANGE, NOREPLACE, opened, refused, renameat2
+from tests.support.mounts import Chat
+from tests.support.ops import EXCHANGE, NEW, NOREPLACE, digest, opened, refused, renameat2
 
 pytestmark = pytest.mark.mount
-
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-
-
-def digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def blobs(mounted: Mounted) -> set[Path]:
-    return {path for path in (mounted.store / "objects").rglob("*") if path.is_file()}
 
 
 def test_closing_a_written_file_is_one_put(chat: Chat) -> None:

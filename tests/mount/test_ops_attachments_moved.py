@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.support.mounts import Chat, Mounted, Workspace
-from tests.support.ops import opened, refused
+from tests.support.ops import NEW, blobs, digest, opened, refused
 
 pytestmark = pytest.mark.mount
-
-
-NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-
-
-def digest(data: bytes) -> str:
-    return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def blobs(mounted: Mounted) -> set[Path]:
-    return {path for path in (mounted.store / "objects").rglob("*") if path.is_file()}
 
 
 # ---- between directories

@@ -201,7 +201,7 @@ def test_a_killed_daemon_leaves_nothing_that_the_next_doesnt_finish(ann: Ann) ->
     assert not list((ann.project / ".chatfs").rglob(".*.tmp"))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="a read-only bind mount needs root")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files immutable")
 def test_a_read_only_project_fails_no_write(ann: Ann) -> None:
     trip = ann.new("trip", "hello")
     wait_for(lambda: "hello" in ann.copied("trip"), what="the copy")

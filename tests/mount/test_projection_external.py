@@ -18,7 +18,7 @@ import pytest
 from store.model import uuid7
 from tests.projection.project import ME, Person, git, say
 from tests.support.mounts import Mounted, message, mounting
-from tests.support.projects import WORKSPACE, Colleague, bind, copies, make_repository, publish
+from tests.support.projects import WORKSPACE, Colleague, bind, copies, make_repository, publish, pulled
 from tests.support.waiting import wait_for
 
 
@@ -229,16 +229,7 @@ def test_another_process_takes_it_in_while_it_is_open(shared: Shared) -> None:
 
 @pytest.mark.parametrize("option", ["--append-only", "--read-only"])
 def test_mounts_that_may_not_change_chats_never_take_one_in(tmp_path: Path, option: str) -> None:
-    bare, project = make_repository(tmp_path)
-    bind(tmp_path / "store", project)
-    publish(project)
-    ben = Colleague.clone(bare, tmp_path / "ben")
-
-    async def make(person: Person) -> None:
-        await person.new("trip", "hello")
-
-    ben.does(make)
-    git(project, "pull", "-q", "origin", "main")
+    pulled(tmp_path)
     with mounting(tmp_path, option) as mounted:
         log = mounted.mountpoint / WORKSPACE / "chats/trip/history.jsonl"
         assert "hello" in log.read_text()

@@ -15,7 +15,7 @@ from tests.mount.test_projection_external import Shared, sharing
 from tests.mount.test_two_mounts_authority import Beside
 from tests.projection.project import ME, Person, git
 from tests.support.mounts import message, mounting
-from tests.support.projects import WORKSPACE, Colleague, bind, copies, make_repository, publish
+from tests.support.projects import WORKSPACE, copies, pulled
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.mount
@@ -73,16 +73,7 @@ def test_its_id_leads_nowhere_when_a_checkout_has_taken_it_away(shared: Shared) 
 
 def test_a_mount_of_it_alone_takes_it_in(tmp_path: Path) -> None:
     """One that may not write says what to do."""
-    bare, project = make_repository(tmp_path)
-    bind(tmp_path / "store", project)
-    publish(project)
-    ben = Colleague.clone(bare, tmp_path / "ben")
-
-    async def make(person: Person) -> None:
-        await person.new("trip", "hello")
-
-    ben.does(make)
-    git(project, "pull", "-q", "origin", "main")
+    project = pulled(tmp_path)
     refused = r"trip is only in the project.*take it in first \(chatfs project sync --import\)"
     with pytest.raises(AssertionError, match=refused), mounting(tmp_path, "--root", f"{WORKSPACE}/trip", "--read-only"):
         pass

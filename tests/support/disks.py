@@ -47,6 +47,25 @@ def needs_loop_devices() -> None:
 
 
 @contextlib.contextmanager
+def unwritable(path: Path) -> Iterator[None]:
+    """What can be read and not written; root writes whatever the mode says, but not on a read-only mount."""
+    if os.geteuid():
+        mode = path.stat().st_mode
+        path.chmod(mode & 0o555)
+        try:
+            yield
+        finally:
+            path.chmod(mode)
+        return
+    run("mount", "--bind", path, path)
+    try:
+        run("mount", "-o", "remount,bind,ro", path)
+        yield
+    finally:
+        run("umount", "-l", path)
+
+
+@contextlib.contextmanager
 def loop_device(image: Path) -> Iterator[str]:
     """A loop device on a file."""
     device = run("losetup", "--find", "--show", "--direct-io=off", image)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import mmap
 import os
 from collections.abc import Awaitable, Callable, Iterator
@@ -22,11 +23,22 @@ from tests.support.mounts import Mounted
 
 T = TypeVar("T")
 
+NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL
 NOREPLACE, EXCHANGE = 1, 2
 """The flags of renameat2(2)."""
 EVERYWHERE = (Place.CHATS, Place.ARCHIVE, Place.TRASH)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+def digest(data: bytes) -> str:
+    """As attachments' events name what is in them."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def blobs(mounted: Mounted) -> set[Path]:
+    """The files in which a mount's store keeps attachments."""
+    return {path for path in (mounted.store / "objects").rglob("*") if path.is_file()}
 
 
 @contextlib.contextmanager

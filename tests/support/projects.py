@@ -99,3 +99,17 @@ class Colleague:
         if share:
             publish(self.directory)
         return done
+
+
+def pulled(root: Path) -> Path:
+    """A project, bound to the workspace of the store in `root`; `trip` is a chat that a colleague has put there."""
+    bare, project = make_repository(root)
+    bind(root / "store", project)
+    publish(project)
+
+    async def make(person: Person) -> None:
+        await person.new("trip", "hello")
+
+    Colleague.clone(bare, root / "ben").does(make)
+    git(project, "pull", "-q", "origin", "main")
+    return project

@@ -24,3 +24,8 @@ def seeded(what: str) -> random.Random:
     seed = os.environ.get("CHATFS_SEED", "1")
     print(f"{what}: CHATFS_SEED={seed}")  # noqa: T201 - pytest shows it with a failure
     return random.Random(f"{what} {seed}")
+
+
+def either(quick: int, long: int) -> int:
+    """A size or a pace, which doesn't depend on how many rounds were asked for."""
+    return long if LONG else quick

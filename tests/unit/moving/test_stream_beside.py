@@ -12,10 +12,15 @@ from store.library import open_store
 from store.model import Digest
 from store.moving.blobs import Named
 from store.moving.taking import Taking
-from tests.unit.test_moving import LONG, chat_id, filled, logs, template
-from tests.unit.test_moving_stream import demo_stream, exported, take, taken
-
-__all__ = ["filled", "template"]
+from tests.support.moved import (
+    LONG,
+    chat_id,
+    demo_stream,
+    exported,
+    logs,
+    take,
+    taken,
+)
 
 
 async def test_what_was_compacted_here_or_there_meanwhile_is_the_same(filled: Path) -> None:

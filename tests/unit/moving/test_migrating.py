@@ -3,98 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
 from store.compaction import compact
-from store.driver import Access, Driver
-from store.errors import ChatNotFound, Diverged, InvalidInput, NameTaken, ReadOnly, StoreFailed, WorkspaceNotFound
+from store.driver import Driver
+from store.errors import Diverged, InvalidInput, NameTaken, ReadOnly, WorkspaceNotFound
 from store.library import open_store
-from store.model import ChatId, NewEntry, Seq, WorkspaceId, chat_space, workspace_space
+from store.model import NewEntry, Seq, WorkspaceId, chat_space, workspace_space
 from store.moving import spaces
 from store.moving.migrating import migrate
-from store.moving.report import Moved
 from store.registry import open_driver
-from store.workspace import Workspace
-from store.workspace_state import Place
-
-LONG = bytes(range(256)) * 5000
-
-
-async def say(workspace: Workspace, name: str, *texts: str) -> ChatId:
-    try:
-        chat = await workspace.chat(name)
-    except ChatNotFound:
-        chat = await workspace.create_chat(name, "test")
-    await chat.append_events([{"role": "user", "content": text} for text in texts], "uid:7/test")
-    await chat.sync()
-    return chat.id
-
-
-@asynccontextmanager
-async def moving(path: Path, source: str = "a", target: str = "b") -> AsyncIterator[tuple[Driver, Driver]]:
-    """Two stores as `chatfs migrate` opens them."""
-    async with AsyncExitStack() as stack:
-        drivers = []
-        for name, access in ((source, Access.READ), (target, Access.MAKE)):
-            driver = await open_driver(str(path / name), access=access)
-            stack.push_async_callback(driver.aclose)
-            drivers.append(driver)
-        yield drivers[0], drivers[1]
-
-
-async def move(path: Path, source: str = "a", target: str = "b", **options: object) -> Moved:
-    async with moving(path, source, target) as (one, other):
-        return await migrate(one, other, **options)  # type: ignore[arg-type]
-
-
-def logs(store: Path) -> dict[str, bytes]:
-    """What every log and base of a store says, and the objects."""
-    files = [*store.glob("workspace/**/history.jsonl"), *store.glob("workspace/**/history.base")]
-    files += store.glob("objects/??/*")
-    return {str(path.relative_to(store)): path.read_bytes() for path in files}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """See `filled`."""
-    path = tmp_path_factory.mktemp("template")
-    trio.run(fill, path)
-    return path
-
-
-@pytest.fixture
-def filled(template: Path, tmp_path: Path) -> Path:
-    """Store `a`: two workspaces, chats in every place, attachments (long, removed, replaced), one compacted."""
-    shutil.copytree(template / "a", tmp_path / "a", ignore=shutil.ignore_patterns("instances"))
-    return tmp_path
-
-
-async def fill(path: Path) -> None:
-    async with open_store(str(path / "a")) as store:
-        demo = await store.create_workspace("demo", "test")
-        for name in ("trip", "old", "gone", "packed"):
-            await say(demo, name, "one", "two", "three")
-        trip = await demo.chat("trip")
-        await trip.attach("long.bin", LONG, "test")
-        await trip.attach("small.txt", b"first", "test")
-        await trip.attach("small.txt", b"second", "test")
-        await trip.remove_attachment("small.txt", "test")
-        await trip.append_events([{"type": "of.its.own", "x": 1.50}, {"role": "user", "content": "zwölf"}], "test")
-        packed = await demo.chat("packed")
-        await packed.attach("kept.bin", LONG[1:], "test")
-        await say(demo, "packed", "four")
-        await compact(packed, keep=1)
-        await demo.move_chat((await demo.chat("old")).id, Place.ARCHIVE, "old", "test")
-        await demo.trash_chat((await demo.chat("gone")).id, "test")
-        await demo.create_chat("empty", "test")
-        await say(await store.create_workspace("second", "test"), "trip", "another")
-        (trip.directory / "scratch").mkdir()
-        (trip.directory / "scratch" / "history.md.rejected-1").write_bytes(b"\xff")
+from tests.support.moved import (
+    LONG,
+    chat_id,
+    logs,
+    move,
+    moving,
+    say,
+)
 
 
 async def test_all_comes_over_as_it_is(filled: Path) -> None:
@@ -213,126 +142,6 @@ async def test_what_was_compacted_between_two_runs(filled: Path) -> None:
         await compact(await demo.chat("trip"), keep=1)
     with pytest.raises(Diverged, match="compacted away since"):
         await move(filled)
-
-
-def spoil(store: Path, chat: ChatId) -> Path:
-    (path,) = store.glob(f"workspace/*/chats/{chat}/history.jsonl")
-    path.write_bytes(path.read_bytes().replace(b"two", b"TWO", 1))
-    return path
-
-
-async def chat_id(path: Path, name: str = "trip") -> tuple[WorkspaceId, ChatId]:
-    async with open_store(str(path)) as store:
-        demo = await store.workspace("demo")
-        return demo.id, (await demo.chat(name)).id
-
-
-async def test_a_damaged_chat_is_named_and_the_others_come(filled: Path) -> None:
-    workspace, chat = await chat_id(filled / "a")
-    whole = logs(filled / "a")
-    path = spoil(filled / "a", chat)
-    for _ in range(2):
-        moved = await move(filled)
-        (failure,) = moved.failures
-        assert failure.startswith("demo/trip: the log ")
-        assert "after entry 1" in failure
-        assert not list((filled / "b").glob(f"**/{chat}"))
-        async with open_store(str(filled / "b")) as store:
-            demo = await store.workspace("demo")
-            assert len(await say(demo, "packed")) == 36
-            with pytest.raises(StoreFailed, match=r"demo/trip wasn't moved here: the log .*damaged after entry 1"):
-                await (await demo.chat("trip")).text()
-            with pytest.raises(StoreFailed, match="wasn't moved here"):
-                await say(demo, "trip", "not an empty chat")
-    path.write_bytes(whole[f"{chat_space(workspace, chat)}/history.jsonl"])
-    assert (await move(filled)).failures == []
-    assert logs(filled / "b") == whole
-    async with open_store(str(filled / "b")) as store:
-        await say(await store.workspace("demo"), "trip", "an ordinary chat")
-        assert await store.driver.kv.list("absent/") == []
-
-
-async def test_what_was_brought_of_a_chat_that_is_damaged_now_is_not_shown(filled: Path) -> None:
-    """An earlier run was interrupted within the chat."""
-    workspace, chat = await chat_id(filled / "a")
-    space = chat_space(workspace, chat)
-    async with moving(filled) as (source, target):
-        log, copy = await source.open_log(space), await target.open_log(space, create=True)
-        await copy.adopt([entry async for entry in log.read(limit=3)])
-        await log.aclose()
-        await copy.aclose()
-    spoil(filled / "a", chat)
-    assert len((await move(filled)).failures) == 1
-    assert not list((filled / "b").glob(f"**/{chat}"))
-
-
-async def test_a_damaged_workspace_does_not_come(filled: Path) -> None:
-    workspace, _ = await chat_id(filled / "a")
-    path = filled / "a" / workspace_space(workspace) / "history.jsonl"
-    path.write_bytes(path.read_bytes().replace(b"packed", b"PACKED", 1))
-    moved = await move(filled)
-    (failure,) = moved.failures
-    assert failure.startswith(f"workspace {workspace}: the log ")
-    assert not (filled / "b" / workspace_space(workspace)).exists()
-    path.unlink()
-    moved = await move(filled)
-    assert "its log is missing" in moved.failures[0]
-
-
-@pytest.mark.parametrize("how", ["missing", "damaged"])
-async def test_a_lost_attachment_is_named(filled: Path, how: str) -> None:
-    for path in (filled / "a" / "objects").glob("??/*.chunk"):
-        if how == "missing":
-            path.unlink()
-        else:
-            path.write_bytes(b"x" * path.stat().st_size)
-    moved = await move(filled, workspace="demo")
-    assert [failure.partition(" (")[0] for failure in moved.failures] == [
-        f"demo/{chat}: the bytes of attachment '{name}' are {how}"
-        for chat, name in (("trip", "long.bin"), ("packed", "kept.bin"))
-    ]
-
-
-async def test_a_state_that_is_lost(filled: Path) -> None:
-    _, chat = await chat_id(filled / "a", "packed")
-    (log,) = (filled / "a").glob(f"workspace/*/chats/{chat}/history.jsonl")
-    digest = log.read_bytes().partition(b'"state":"sha256:')[2][:64].decode()
-    (filled / "a" / "objects" / digest[:2] / digest).unlink()
-    moved = await move(filled, workspace="demo")
-    assert [failure[:12] for failure in moved.failures] == ["demo/packed:"]
-    assert "was compacted" in moved.failures[0]
-
-
-async def test_verify_reads_every_blob_back(filled: Path) -> None:
-    await move(filled)
-    small = next(path for path in (filled / "b" / "objects").glob("??/*") if path.read_bytes() == b"first")
-    small.write_bytes(b"spoil")
-    assert (await move(filled)).failures == []
-    moved = await move(filled, verify=True)
-    assert [failure.partition(" (")[0] for failure in moved.failures] == [
-        "demo/trip in the other store: the bytes of attachment 'small.txt' are damaged"
-    ]
-
-
-async def test_a_copy_that_says_something_else_is_noticed(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    await move(filled)
-    usual = spaces.state_digest
-    told: list[str] = []
-    monkeypatch.setattr(
-        spaces, "state_digest", lambda kind, state: told.append("") or usual(kind, state) + str(len(told))
-    )
-    moved = await move(filled, workspace="second", verify=True)
-    assert all("isn't the same in both stores" in failure for failure in moved.failures)
-    assert moved.failures
-
-
-async def test_a_log_too_long_to_be_folded_is_compared_by_its_text(
-    filled: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(spaces.check, "__kwdefaults__", {"fold_max": 100})
-    assert (await move(filled)).failures == []
-    assert logs(filled / "a") == logs(filled / "b")
-    assert (await move(filled, verify=True)).failures == []
 
 
 async def test_nothing_is_shown_before_all_of_it_is_there(filled: Path) -> None:
