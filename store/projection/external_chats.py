@@ -90,6 +90,10 @@ class ExternalChat(Chat):
             raise ReadOnly(f"{self.called} is only in the project: it is taken into the store before it is changed")
         return await super().append(values, expected_seq=expected_seq, tidying=tidying)
 
+    def append_now(self, values: Sequence[NewEntry]) -> bool:
+        """Never: see `append`."""
+        return False
+
 
 class ExternalChats:
     """Those of one project. `moved` is told when a log that is open has moved."""

@@ -8,7 +8,10 @@ import pytest
 import trio
 
 from store.chat import Chat
-from store.model import ChatId, Seq
+from store.errors import ReadOnly
+from store.events import AttachmentRemoved
+from store.intake import accept
+from store.model import ChatId, Seq, uuid7
 from store.projection import take_in
 from store.projection.external_chats import ExternalChats
 from store.projection.project import Project
@@ -92,3 +95,23 @@ async def test_one_that_is_taken_in_began_when_it_did_before(me: Person, tmp_pat
         await other.project.import_external(id_)
         record = (await other.workspace.load()).chats[id_]
         assert (record.created, record.changed > before) == (before, True)
+
+
+async def test_nothing_is_appended_to_one(me: Person, tmp_path: Path) -> None:
+    """But for removals: what else its log in memory took would be lost."""
+    id_ = ChatId(await external(me, tmp_path))
+    async with person(f"file://{tmp_path}/other", me.directory) as other:
+        await other.project.look()
+        chats = ExternalChats(other.project, lambda _space, _change: None)
+        await chats.settle()
+        chat = chats.chat(id_)
+        with chat.hold():
+            await chat.load()
+            await chat.append_events([AttachmentRemoved("nothing")], "me")
+            before = await chat.head()
+            entry = accept(b'{"role":"user","content":"hi"}', "me", uuid7)
+            assert not chat.append_now([entry])
+            with pytest.raises(ReadOnly):
+                await chat.append([entry])
+            assert await chat.head() == before
+        await chats.aclose()
