@@ -12,8 +12,8 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Final, Protocol
 
 from pyfuse3 import EntryAttributes
 
@@ -23,14 +23,15 @@ from fusefs.polling import events
 from store import events as ev
 from store import intake
 from store.errors import InvalidEvent, LineTooLong, QuotaExceeded
-from store.model import LINE_MAX, Head, NewEntry, uuid7
+from store.model import LINE_MAX, Head, NewEntry, Seq, uuid7
 
 if TYPE_CHECKING:
     from pyfuse3 import PollHandle
 
     from fusefs.callers import Caller
     from fusefs.mount import Mount
-    from fusefs.views import LogOwner
+    from fusefs.scratch import ScratchArea
+    from store.quota import Quota
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,31 @@ UNFINISHED_MAX: Final = 128 << 20
 def head_mtime_ns(head: Head) -> int:
     """When a log last moved: its last entry's time, strictly increasing with every entry."""
     return head.ts * HEAD_NS + head.seq % HEAD_NS
+
+
+class LogOwner(Protocol):
+    """What a log file needs of whose log it is."""
+
+    identity: str
+    scratch: ScratchArea
+
+    @property
+    def quota(self) -> Quota: ...
+    @property
+    def created_ns(self) -> int: ...
+    @property
+    def text_id(self) -> int | None: ...
+    @property
+    def seq(self) -> Seq: ...
+    async def head(self) -> Head: ...
+    async def read_text(self, offset: int, size: int) -> bytes: ...
+    async def append(self, batch: Sequence[NewEntry]) -> Seq: ...
+    def append_now(self, batch: Sequence[NewEntry]) -> bool: ...
+    async def sync(self) -> None: ...
+    def copied_by(self, process: int, names: Iterable[bytes]) -> None: ...
+    async def replaceable(self) -> bool: ...
+    def held(self, node: Node) -> None: ...
+    def dropped(self, node: Node) -> None: ...
 
 
 class LogFile(Node):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,16 @@ from tests.projection.project import Person, person, say, texts
 from tests.projection.test_project import external
 
 SAID = ["one", "two"]
+
+
+@asynccontextmanager
+async def shown(project: Project) -> AsyncIterator[ExternalChats]:
+    """What the project has alone, as a mount shows it."""
+    await project.look()
+    chats = ExternalChats(project, lambda _space, _change: None)
+    await chats.settle()
+    yield chats
+    await chats.aclose()
 
 
 async def test_a_kill_while_one_is_taken_in_leaves_nothing_that_anybody_could_write_to(
@@ -70,10 +82,7 @@ async def test_two_processes_that_take_one_in_at_once_make_one_chat(me: Person, 
 async def test_where_the_lines_are_others_than_those_that_were_read_that_is_known(me: Person, tmp_path: Path) -> None:
     """Whoever read it by its seqs goes on by the states that these meant."""
     id_ = ChatId(await external(me, tmp_path))
-    async with person(f"file://{tmp_path}/other", me.directory) as other:
-        await other.project.look()
-        chats = ExternalChats(other.project, lambda _space, _change: None)
-        await chats.settle()
+    async with person(f"file://{tmp_path}/other", me.directory) as other, shown(other.project) as chats:
         chat = chats.chat(id_)
         await chat.head()
         there = await other.workspace.create_chat("theirs", "x", chat=id_)
@@ -84,7 +93,6 @@ async def test_where_the_lines_are_others_than_those_that_were_read_that_is_know
         assert (await chats.is_taken_in(chat, there), chat.is_reset) == (False, False)
         await take_in.take_lines(there, [], chat.lines[2:], Seq(3))
         assert (await chats.is_taken_in(chat, there), chat.is_reset) == (True, True)
-        await chats.aclose()
 
 
 async def test_one_that_is_taken_in_began_when_it_did_before(me: Person, tmp_path: Path) -> None:
@@ -100,10 +108,7 @@ async def test_one_that_is_taken_in_began_when_it_did_before(me: Person, tmp_pat
 async def test_nothing_is_appended_to_one(me: Person, tmp_path: Path) -> None:
     """But for removals: what else its log in memory took would be lost."""
     id_ = ChatId(await external(me, tmp_path))
-    async with person(f"file://{tmp_path}/other", me.directory) as other:
-        await other.project.look()
-        chats = ExternalChats(other.project, lambda _space, _change: None)
-        await chats.settle()
+    async with person(f"file://{tmp_path}/other", me.directory) as other, shown(other.project) as chats:
         chat = chats.chat(id_)
         with chat.hold():
             await chat.load()
@@ -114,4 +119,3 @@ async def test_nothing_is_appended_to_one(me: Person, tmp_path: Path) -> None:
             with pytest.raises(ReadOnly):
                 await chat.append([entry])
             assert await chat.head() == before
-        await chats.aclose()
