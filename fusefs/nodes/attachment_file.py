@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fusefs.mount import Mount
     from fusefs.views import ChatView
     from store.driver import Staging
+    from store.fold import ChatState
 
 SIZE_MAX = 64 << 30
 """Bytes in an attachment: a sparse file costs a hash for each of its chunks, empty or not."""
@@ -97,10 +98,13 @@ class AttachmentFile(InView):
         if self.view.pending.get(self.name) is self:
             return None
         state = await self.view.chat.load()
+        named = self._named(state)
+        return named or next((other for other in state.attachments.values() if other.id == self.id), None)
+
+    def _named(self, state: ChatState) -> Attachment | None:
+        """What is called as this file is, if it is this one."""
         found = state.attachments.get(self.name.decode(errors="replace"))
-        if found is not None and found.id == self.id:
-            return found
-        return next((other for other in state.attachments.values() if other.id == self.id), None)
+        return found if found is not None and found.id == self.id else None
 
     def _known(self) -> Attachment | None:
         """What the log said of it, under its name, when the kernel was last told; None where that isn't at hand.
@@ -108,12 +112,7 @@ class AttachmentFile(InView):
         Who opens the file has a look, and what changes later drops the kernel's pages.
         """
         state = self.view.chat.space.state
-        found = (
-            None
-            if state is None or self.gone is not None
-            else state.attachments.get(self.name.decode(errors="replace"))
-        )
-        return found if found is not None and found.id == self.id else None
+        return None if state is None or self.gone is not None else self._named(state)
 
     async def lose_name(self) -> Attachment | None:
         """Its name is removed, or means another file now; what it was, None where it was never committed."""

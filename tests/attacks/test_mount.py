@@ -7,7 +7,6 @@ import errno
 import os
 import signal
 import socket
-import stat
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import pytest
 
 from store.model import LINE_MAX
 from tests.support.mounts import Chat, Mounted, message, mounting
-from tests.support.ops import append, refused
+from tests.support.ops import append, reachable, refused
 from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.mount
@@ -36,15 +35,8 @@ def as_nobody(script: str, *words: object) -> subprocess.CompletedProcess[str]:
 @pytest.fixture
 def open_path(tmp_path: Path) -> Iterator[Path]:
     """A directory that everybody can come to."""
-    changed = []
-    for each in (tmp_path, *tmp_path.parents):
-        mode = stat.S_IMODE(each.stat().st_mode)
-        if not mode & 0o001 and each.stat().st_uid == os.geteuid():
-            each.chmod(mode | 0o011)
-            changed.append((each, mode))
-    yield tmp_path
-    for each, mode in changed:
-        each.chmod(mode)
+    with reachable(tmp_path):
+        yield tmp_path
 
 
 @AS_ROOT

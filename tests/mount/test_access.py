@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.mounts import Chat, data, message, mounting, read_log
-from tests.support.ops import opened, refused
+from tests.support.ops import opened, reachable, refused
 
 pytestmark = pytest.mark.mount
 
@@ -43,15 +43,8 @@ def appending(chat: Chat, use: Callable[[int], object]) -> None:
 @pytest.fixture
 def shared(tmp_path: Path) -> Iterator[Path]:
     """A directory that everybody can come to."""
-    changed = []
-    for each in (tmp_path, *tmp_path.parents):
-        mode = each.stat().st_mode & 0o7777
-        if not mode & 0o001 and each.stat().st_uid == os.geteuid():
-            each.chmod(mode | 0o011)
-            changed.append((each, mode))
-    yield tmp_path
-    for each, mode in changed:
-        each.chmod(mode)
+    with reachable(tmp_path):
+        yield tmp_path
 
 
 def test_no_call_changes_what_stands_in_an_append_only_mount(tmp_path: Path) -> None:

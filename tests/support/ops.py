@@ -8,6 +8,7 @@ import errno
 import hashlib
 import mmap
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +40,20 @@ def digest(data: bytes) -> str:
 def blobs(mounted: Mounted) -> set[Path]:
     """The files in which a mount's store keeps attachments."""
     return {path for path in (mounted.store / "objects").rglob("*") if path.is_file()}
+
+
+@contextlib.contextmanager
+def reachable(path: Path) -> Iterator[None]:
+    """Every user can come to the directory meanwhile."""
+    changed = []
+    for each in (path, *path.parents):
+        mode = stat.S_IMODE(each.stat().st_mode)
+        if not mode & 0o001 and each.stat().st_uid == os.geteuid():
+            each.chmod(mode | 0o011)
+            changed.append((each, mode))
+    yield
+    for each, mode in changed:
+        each.chmod(mode)
 
 
 @contextlib.contextmanager
